@@ -1,0 +1,106 @@
+"""What one bound call costs: the raw function through cffi in API mode, guard included, and through ctypes.
+
+    python bench/call_cost.py [--rounds 21] [--model NAME[=FILE]] [--no-write]
+
+One process, one libllama, one model and context: the same pointers go to `offgrid_llama._capi.lib` and to the ctypes
+functions of llama-cpp-python, its raw layer too (`llama_cpp.llama_n_ctx`), not its classes. The two take turns, and the
+first of a turn changes each round. The cost of `timeit`'s empty loop is shown and not subtracted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import timeit
+from pathlib import Path
+from typing import Any
+
+import harness
+from peers import ROOT, Peers
+
+CALLS = {
+    "llama_max_devices": "f()",
+    "llama_n_ctx": "f(ctx)",
+    "llama_vocab_bos": "f(vocab)",
+    "llama_vocab_is_eog": "f(vocab, 1000)",
+    "llama_memory_seq_pos_max": "f(memory, 0)",
+    "llama_get_logits_ith": "f(ctx, -1)",
+    "llama_vocab_get_text": "f(vocab, 1000)",
+    "llama_token_to_piece": "f(vocab, 1000, buffer, 64, 0, False)",
+}
+LIMIT = 0.5
+
+
+def child(file: str, rounds: int) -> dict[str, Any]:
+    """Time every call on both sides and return all samples, in ns a call."""
+    import ctypes
+
+    import llama_cpp  # type: ignore[import-not-found, unused-ignore]
+
+    from offgrid_llama._capi import ffi, lib
+
+    llama: Any = llama_cpp.Llama(file, n_ctx=256, n_batch=64, verbose=False)
+    llama.eval([llama.token_bos()])
+    vocab = llama_cpp.llama_model_get_vocab(llama.model)
+    memory = llama_cpp.llama_get_memory(llama.ctx)
+    theirs = {"ctx": llama.ctx, "vocab": vocab, "memory": memory, "buffer": ctypes.create_string_buffer(64)}
+    ours = {
+        "ctx": ffi.cast("struct llama_context *", llama.ctx),
+        "vocab": ffi.cast("struct llama_vocab *", vocab),
+        "memory": ffi.cast("llama_memory_t", memory),
+        "buffer": ffi.new("char[64]"),
+    }
+    samples: dict[str, dict[str, list[float]]] = {}
+    for name, call in {"empty loop": "pass", **CALLS}.items():
+        timers = {
+            "ours": timeit.Timer(call, globals={**ours, "f": getattr(lib, name, None)}),
+            "llama-cpp-python": timeit.Timer(call, globals={**theirs, "f": getattr(llama_cpp, name, None)}),
+        }
+        number = max(1000, int(0.02 / (timers["ours"].timeit(2000) / 2000)))
+        values = samples.setdefault(name, {side: [] for side in timers})
+        for _, side in harness.rotated(list(timers), rounds):
+            values[side].append(timers[side].timeit(number) / number * 1e9)
+    return {"samples": samples, "libraries": harness.libraries()}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=21)
+    parser.add_argument("--model", default=harness.MODELS[0], metavar="NAME[=FILE]")
+    parser.add_argument("--peers", type=Path, default=ROOT / "build/peers")
+    parser.add_argument("--no-write", action="store_true", help="print only, leave docs/benchmarks as it is")
+    parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.child:
+        print(json.dumps(child(args.model, args.rounds)), flush=True)
+        os._exit(0)
+
+    peers, about = Peers(args.peers.resolve()), harness.environment()
+    peers.check()
+    (file,) = harness.resolve([args.model]).values()
+    command = [sys.executable, Path(__file__), "--child", "--model", file, "--rounds", str(args.rounds)]
+    found = harness.run_json(command, peers.environment())
+    inodes = list(found["libraries"].values())
+    if len(set(inodes)) != len(inodes) or sum("libllama" in Path(path).name for path in found["libraries"]) != 1:
+        sys.exit(f"more than one libllama is loaded: {found['libraries']}")
+    about |= {"rounds": args.rounds, "libraries, the same for both": harness.digests(list(found["libraries"]))}
+
+    rows, verdicts, results = [], [], {}
+    for name, values in found["samples"].items():
+        ours, theirs = (harness.median_range(values[side]) for side in ("ours", "llama-cpp-python"))
+        ratio = harness.ratios(values["ours"], values["llama-cpp-python"])
+        results[name] = {"ours_ns": ours, "llama_cpp_python_ns": theirs, "ours_to_it": ratio}
+        rows.append([name, f"{ours['median']:.0f}", f"{theirs['median']:.0f}", f"{ratio['median']:.2f}"])
+        if name in CALLS:
+            text = f"{name}: {ratio['median']:.2f} of the ctypes call, at most {LIMIT} asked"
+            verdicts.append(harness.verdict(text, ratio["median"] <= LIMIT))
+    body = harness.table(["function", "ours, ns", "llama-cpp-python, ns", "ours to it"], rows)
+    data = {"environment": about, "samples": found["samples"], "results": results}
+    text = "\n".join([body, "\n## Figures to hold\n", *verdicts])
+    harness.report("call_cost", "The cost of a bound call", data, text, write=not args.no_write)
+
+
+if __name__ == "__main__":
+    main()

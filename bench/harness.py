@@ -1,0 +1,123 @@
+"""What all benchmarks share: fresh processes in turn, medians, the machine's description, and the report files."""
+
+from __future__ import annotations
+
+import datetime
+import hashlib
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+ROOT = Path(__file__).resolve().parent.parent
+REPORTS = ROOT / "docs/benchmarks"
+MODELS = ("smollm2-135m-instruct", "gemma-3-270m")
+
+
+def rotated(sides: Sequence[str], rounds: int) -> Iterator[tuple[int, str]]:
+    """Yield (round, side); each round starts one side later, so that a machine that drifts favours none."""
+    for i in range(rounds):
+        start = i % len(sides)
+        yield from ((i, side) for side in [*sides[start:], *sides[:start]])
+
+
+def run_json(command: Sequence[str | Path], env: Mapping[str, str]) -> Any:  # noqa: ANN401 - any JSON
+    """Run a fresh process and return the JSON that it prints."""
+    done = subprocess.run(command, env=env, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
+    if done.returncode:
+        sys.exit(f"{' '.join(map(str, command))}\nended with {done.returncode}:\n{done.stderr[-2000:]}")
+    return json.loads(done.stdout)
+
+
+def libraries(pid: int | str = "self") -> dict[str, str]:
+    """Return the files of libllama and libggml that a process has mapped, by real path, each with its inode."""
+    found = {}
+    for line in Path(f"/proc/{pid}/maps").read_text(encoding="utf-8").splitlines():
+        fields = line.split(maxsplit=5)
+        if len(fields) == 6 and Path(fields[5]).name.startswith(("libllama.so", "libggml")):
+            found[fields[5]] = f"{fields[3]}:{fields[4]}"
+    return dict(sorted(found.items()))
+
+
+def digests(paths: Sequence[str]) -> dict[str, str]:
+    """Return the file names, without folders, with the start of each file's sha256."""
+    return {Path(path).name: hashlib.sha256(Path(path).read_bytes()).hexdigest()[:16] for path in paths}
+
+
+def median_range(values: Sequence[float]) -> dict[str, float]:
+    """Return the median, the smallest and the largest value."""
+    return {"median": statistics.median(values), "min": min(values), "max": max(values)}
+
+
+def ratios(ours: Sequence[float], theirs: Sequence[float]) -> dict[str, float]:
+    """Return median and range of the ratios within each pair."""
+    return median_range([a / b for a, b in zip(ours, theirs, strict=True)])
+
+
+def environment() -> dict[str, Any]:
+    """Describe the machine and the versions, with no path and no host name."""
+    import numpy
+
+    cpu = platform.processor()
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        lines = info.read_text(encoding="utf-8").splitlines()
+        cpu = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), cpu)
+    commit = subprocess.run(
+        ["git", "-C", ROOT / "vendor/llama.cpp", "rev-parse", "HEAD"], capture_output=True, text=True, check=False
+    ).stdout.strip()
+    return {
+        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="minutes"),
+        "cpu": cpu,
+        "cores": os.cpu_count(),
+        "load_at_start": round(os.getloadavg()[0], 2),
+        "system": f"{platform.system()} {platform.machine()}",
+        "python": platform.python_version(),
+        "numpy": numpy.__version__,
+        "llama.cpp": commit,
+        "llama-cpp-python": "0.3.36",
+    }
+
+
+def resolve(pairs: Sequence[str]) -> dict[str, Path]:
+    """Turn the `--model` options, NAME or NAME=FILE, into files; with none, take both models from the store."""
+    from offgrid_llama import store
+
+    found = {}
+    for pair in pairs or MODELS:
+        name, _, file = pair.partition("=")
+        found[name] = Path(file) if file else Path(store.resolve(name))
+    return found
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    """Return a Markdown table, padded so that it reads well in a terminal too."""
+    cells = [list(map(str, row)) for row in (header, *rows)]
+    widths = [max(len(row[i]) for row in cells) for i in range(len(header))]
+    cells.insert(1, ["-" * width for width in widths])
+    padded = ([cell.ljust(width) for cell, width in zip(row, widths, strict=True)] for row in cells)
+    return "\n".join(f"| {' | '.join(row)} |" for row in padded)
+
+
+def verdict(text: str, held: bool) -> str:
+    """Return one line of the report's last part: a figure to hold, and whether it was."""
+    return f"- {'held' if held else '**MISSED**'}: {text}"
+
+
+def report(name: str, title: str, data: Mapping[str, Any], body: str, write: bool = True) -> None:
+    """Print the report, and write it as Markdown and JSON to docs/benchmarks."""
+    about = "\n".join(f"- {key}: {value}" for key, value in data["environment"].items())
+    made = f"Made by `python bench/{name}.py`; the raw samples are in `{name}.json`."
+    text = f"# {title}\n\n{made}\n\n{body}\n\n## Where and with what\n\n{about}\n"
+    print(text)
+    if write:
+        REPORTS.mkdir(parents=True, exist_ok=True)
+        (REPORTS / f"{name}.md").write_text(text, encoding="utf-8")
+        (REPORTS / f"{name}.json").write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")

@@ -1,0 +1,1 @@
+"""Run llama.cpp models from Python."""

@@ -1,0 +1,124 @@
+"""Where C calls Python: the log, the progress of a load, and the look for signals in the middle of a decode.
+
+The protocol, the same for all three:
+
+1. The C side gets a function that cffi made from ``extern "Python"`` in shim.cdef.h. It takes the GIL by itself.
+2. Nothing is raised through C. An exception is kept for its thread, and the callback returns the value that makes C
+   stop soon: progress False, poll True.
+3. The noun file that made the call calls ``raise_pending()`` when C has returned, and there the exception goes on.
+4. ``user_data`` is NULL or a ``ffi.new_handle`` that the caller keeps until C has returned.
+
+The log goes to the logger ``offgrid_llama.llama_cpp`` and stays silent until the application configures logging. The last
+lines of each thread are kept, for errors to carry.
+"""
+
+from __future__ import annotations
+
+import atexit
+import logging
+import threading
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+from ._capi import ffi, lib
+
+__all__ = ["forget_log", "install", "on_progress", "raise_pending", "recent_log"]
+
+logging.getLogger("offgrid_llama").addHandler(logging.NullHandler())
+_logger = logging.getLogger("offgrid_llama.llama_cpp")
+_LEVELS = {
+    lib.GGML_LOG_LEVEL_DEBUG: logging.DEBUG,
+    lib.GGML_LOG_LEVEL_INFO: logging.INFO,
+    lib.GGML_LOG_LEVEL_WARN: logging.WARNING,
+    lib.GGML_LOG_LEVEL_ERROR: logging.ERROR,
+}
+_LINES_KEPT = 12
+
+
+class _Thread(threading.local):
+    """What one thread's callbacks have left for the code that called C."""
+
+    def __init__(self) -> None:
+        self.pending: BaseException | None = None
+        self.lines: deque[tuple[int, str]] = deque(maxlen=200)
+        self.partial = ""
+        self.level = logging.INFO
+
+
+_thread = _Thread()
+
+
+def _keep(_kind: object, error: BaseException, _trace: object) -> None:
+    if _thread.pending is None:
+        _thread.pending = error
+
+
+def _keep_and_abort(_kind: object, error: BaseException, _trace: object) -> bool:
+    _keep(_kind, error, _trace)
+    return True
+
+
+def raise_pending() -> None:
+    """Raise what a callback of this thread raised while C was running, if anything."""
+    error = _thread.pending
+    if error is not None:
+        _thread.pending = None
+        raise error
+
+
+@ffi.def_extern(onerror=_keep)  # type: ignore[untyped-decorator]
+def og_on_log(level: int, text: Any, _user_data: Any) -> None:
+    """Take a piece of llama.cpp's log; lines may come in pieces, marked CONT."""
+    if level in _LEVELS:
+        _thread.level = _LEVELS[level]
+    whole, newline, rest = (_thread.partial + ffi.string(text).decode("utf-8", "replace")).rpartition("\n")
+    _thread.partial = rest
+    if newline:
+        for line in whole.split("\n"):
+            if line.strip(" ."):  # progress dots
+                _thread.lines.append((_thread.level, line.rstrip()))
+                if _logger.isEnabledFor(_thread.level):
+                    _logger.log(_thread.level, "%s", line.rstrip())
+
+
+@ffi.def_extern(onerror=_keep)  # type: ignore[untyped-decorator]
+def og_on_progress(progress: float, user_data: Any) -> bool:
+    """Pass on how much of a model is loaded, 0 to 1; False ends the load."""
+    if _thread.pending is not None:
+        return False
+    callback: Callable[[float], object] | None = ffi.from_handle(user_data)
+    return callback is None or callback(progress) is not False
+
+
+@ffi.def_extern(onerror=_keep_and_abort)  # type: ignore[untyped-decorator]
+def og_on_poll() -> bool:
+    """Let the interpreter run its signal handlers: Ctrl-C raises KeyboardInterrupt right here, and the decode ends."""
+    return _thread.pending is not None
+
+
+def on_progress(callback: Callable[[float], object] | None) -> Any:
+    """Return the ``user_data`` for ``lib.og_on_progress``; keep it until C has returned."""
+    return ffi.new_handle(callback)
+
+
+def forget_log() -> None:
+    """Begin a call: what was logged before it is no reason for its failure."""
+    _thread.lines.clear()
+
+
+def recent_log() -> tuple[str, ...]:
+    """Return the warnings and errors logged since ``forget_log``, or else the last lines of any kind."""
+    grave = [line for level, line in _thread.lines if level >= logging.WARNING]
+    return tuple(grave[-_LINES_KEPT:] or [line for _, line in _thread.lines][-3:])
+
+
+def _let_go() -> None:
+    # C++ destructors and late threads may log after the interpreter is gone; from now on into a C function.
+    lib.llama_log_set(ffi.addressof(lib, "og_drop_log"), ffi.NULL)
+
+
+def install() -> None:
+    """Send llama.cpp's and ggml's log here from now on, until the interpreter ends."""
+    lib.llama_log_set(lib.og_on_log, ffi.NULL)
+    atexit.register(_let_go)

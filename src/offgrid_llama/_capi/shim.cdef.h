@@ -1,0 +1,31 @@
+// What shim.cpp adds to llama.h, and the three places where C calls Python. See shim.cpp and ../_callbacks.py.
+
+// The guard: what it caught last on this thread. NULL when nothing was caught since the last clear.
+const char * og_caught_function(void);
+const char * og_caught_what(void);
+void og_caught_clear(void);
+
+// Cancelling a decode. `user_data` of og_should_abort is one of these; Python owns it.
+typedef struct og_cancel {
+    int32_t requested;     // set to 1 by any thread: stop at the next node of the graph
+    int32_t poll_signals;  // 1 while the calling thread is Python's main thread
+    int64_t next_poll_us;  // when to look for signals next, in llama_time_us() time
+} og_cancel;
+bool og_should_abort(void * user_data);
+
+// Index of the largest of n floats, the first of equals; -1 when n is 0 or all are NaN or -inf.
+int32_t og_argmax(const float * values, int32_t n);
+
+// A log callback that drops its line, for the time after the interpreter has gone.
+void og_drop_log(enum ggml_log_level level, const char * text, void * user_data);
+
+// How this extension was built.
+const char * og_build_commit(void);
+const char * og_build_compiler(void);
+const char * og_build_flags(void);
+
+extern "Python" {
+    void og_on_log(enum ggml_log_level level, const char * text, void * user_data);
+    bool og_on_progress(float progress, void * user_data);
+    bool og_on_poll(void);
+}

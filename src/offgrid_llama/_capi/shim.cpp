@@ -1,0 +1,135 @@
+// The C++ half of the binding, and the preamble of the generated _llama.cpp.
+//
+// 1. The guard. llama.cpp is C++ behind a C header: a std::out_of_range or std::bad_alloc that leaves a function of
+//    llama.h would meet cffi's C frames and end the process. Every bound function is called through guarded<f>, which
+//    is noexcept: it catches, remembers what and where for this thread, and returns a sentinel that no good call gives
+//    where the type has one. _check.py turns that into NativeError. abort(), SIGSEGV and hangs cannot be caught; the
+//    noun files refuse the arguments that lead to them.
+// 2. The loops that Python must not run for each token or each node of a graph.
+
+#include "llama.h"
+
+#include "ggml-backend.h"
+#include "gguf.h"
+
+#include <cmath>
+#include <cstdint>
+#include <exception>
+#include <limits>
+#include <string>
+#include <type_traits>
+
+static bool og_on_poll(void);  // Python; cffi defines it below
+
+namespace {
+
+struct Caught {
+    const char * function = nullptr;
+    std::string what;
+};
+
+thread_local Caught caught;
+
+void remember(const char * function, const char * what) noexcept {
+    caught.function = function;
+    try {
+        caught.what = what;
+    } catch (...) {
+        caught.what.clear();  // no memory left even for the message
+    }
+}
+
+template <class R> R sentinel() noexcept {
+    if constexpr (std::is_void_v<R>) {
+        return;
+    } else if constexpr (std::is_same_v<R, bool> || std::is_pointer_v<R> || std::is_class_v<R>) {
+        return R{};
+    } else if constexpr (std::is_floating_point_v<R>) {
+        return std::numeric_limits<R>::quiet_NaN();
+    } else if constexpr (std::is_enum_v<R>) {
+        return static_cast<R>(-1);
+    } else if constexpr (std::is_signed_v<R>) {
+        return std::numeric_limits<R>::min();
+    } else {
+        return std::numeric_limits<R>::max();
+    }
+}
+
+template <auto F> struct guarded {
+    const char * name;
+
+    template <class... A> auto operator()(A... arguments) const noexcept -> decltype(F(arguments...)) {
+        try {
+            return F(arguments...);
+        } catch (const std::exception & error) {
+            remember(name, error.what());
+        } catch (...) {
+            remember(name, "an exception that is no std::exception");
+        }
+        return sentinel<decltype(F(arguments...))>();
+    }
+};
+
+constexpr int64_t SIGNAL_POLL_US = 100 * 1000;  // each poll takes the GIL once
+
+}  // namespace
+
+static const char * og_caught_function(void) { return caught.function; }
+static const char * og_caught_what(void) { return caught.what.c_str(); }
+static void og_caught_clear(void) { caught.function = nullptr; }
+
+typedef struct og_cancel {
+    int32_t requested;
+    int32_t poll_signals;
+    int64_t next_poll_us;
+} og_cancel;
+
+// Called by ggml between the nodes of a graph, on the thread that called llama_decode, without the GIL.
+static bool og_should_abort(void * user_data) noexcept {
+    auto * cancel = static_cast<og_cancel *>(user_data);
+    if (__atomic_load_n(&cancel->requested, __ATOMIC_RELAXED) != 0) {
+        return true;
+    }
+    if (cancel->poll_signals == 0) {
+        return false;
+    }
+    const int64_t now = llama_time_us();
+    if (now < cancel->next_poll_us) {
+        return false;
+    }
+    cancel->next_poll_us = now + SIGNAL_POLL_US;
+    return og_on_poll();
+}
+
+static int32_t og_argmax(const float * values, int32_t n) noexcept {
+    constexpr int LANES = 16;  // the compiler makes one vector of each four or eight; `a > b ? a : b` drops NaN
+    float lane[LANES];
+    for (float & best : lane) {
+        best = -INFINITY;
+    }
+    int32_t i = 0;
+    for (; i + LANES <= n; i += LANES) {
+        for (int k = 0; k < LANES; k++) {
+            lane[k] = values[i + k] > lane[k] ? values[i + k] : lane[k];
+        }
+    }
+    float best = -INFINITY;
+    for (const float value : lane) {
+        best = value > best ? value : best;
+    }
+    for (; i < n; i++) {
+        best = values[i] > best ? values[i] : best;
+    }
+    if (best == -INFINITY) {
+        return -1;
+    }
+    for (i = 0; values[i] != best; i++) {
+    }
+    return i;
+}
+
+static void og_drop_log(enum ggml_log_level, const char *, void *) noexcept {}
+
+static const char * og_build_commit(void) { return OG_BUILD_COMMIT; }
+static const char * og_build_compiler(void) { return OG_BUILD_COMPILER; }
+static const char * og_build_flags(void) { return OG_BUILD_FLAGS; }

