@@ -10,6 +10,7 @@ first of a turn changes each round. The cost of `timeit`'s empty loop is shown a
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import os
 import sys
@@ -37,10 +38,9 @@ def child(file: str, rounds: int) -> dict[str, Any]:
     """Time every call on both sides and return all samples, in ns a call."""
     import ctypes
 
-    import llama_cpp  # type: ignore[import-not-found, unused-ignore]
-
     from offgrid_llama._capi import ffi, lib
 
+    llama_cpp: Any = importlib.import_module("llama_cpp")
     llama: Any = llama_cpp.Llama(file, n_ctx=256, n_batch=64, verbose=False)
     llama.eval([llama.token_bos()])
     vocab = llama_cpp.llama_model_get_vocab(llama.model)
@@ -80,7 +80,15 @@ def main() -> None:
     peers, about = Peers(args.peers.resolve()), harness.environment()
     peers.check()
     (file,) = harness.resolve([args.model]).values()
-    command = [sys.executable, Path(__file__), "--child", "--model", file, "--rounds", str(args.rounds)]
+    command: list[str | Path] = [
+        sys.executable,
+        Path(__file__),
+        "--child",
+        "--model",
+        file,
+        "--rounds",
+        str(args.rounds),
+    ]
     found = harness.run_json(command, peers.environment())
     inodes = list(found["libraries"].values())
     if len(set(inodes)) != len(inodes) or sum("libllama" in Path(path).name for path in found["libraries"]) != 1:

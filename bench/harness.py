@@ -10,15 +10,59 @@ import platform
 import statistics
 import subprocess
 import sys
+import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
 ROOT = Path(__file__).resolve().parent.parent
 REPORTS = ROOT / "docs/benchmarks"
+DISTURBED = 0.1
 MODELS = ("smollm2-135m-instruct", "gemma-3-270m")
+
+_T = TypeVar("_T")
+
+
+def in_turn(
+    sides: Sequence[str], rounds: int, take: Callable[[str], _T], patience: int = 3
+) -> tuple[dict[str, list[_T]], dict[str, float]]:
+    """Take one sample of each side in each round; return the samples, and how quiet the machine was.
+
+    Each round starts with the next side. A round in which other processes took more than `DISTURBED` of the machine is
+    taken again, whatever its samples say, up to `patience` times the number of rounds.
+    """
+    samples: dict[str, list[_T]] = {side: [] for side in sides}
+    shares: list[float] = []
+    repeated = 0
+    while len(shares) < rounds:
+        start = len(shares) % len(sides)
+        watch = time.perf_counter(), _busy_seconds(), _own_seconds()
+        found = {side: take(side) for side in [*sides[start:], *sides[:start]]}
+        taken, busy, own = time.perf_counter() - watch[0], _busy_seconds() - watch[1], _own_seconds() - watch[2]
+        share = max(0.0, (busy - own) / (taken * (os.cpu_count() or 1)))
+        if share > DISTURBED and repeated < patience * rounds:
+            repeated += 1
+            continue
+        shares.append(share)
+        for side, value in found.items():
+            samples[side].append(value)
+    return samples, {"other processes, largest share of the CPUs": round(max(shares), 3), "rounds repeated": repeated}
+
+
+def _busy_seconds() -> float:
+    """Return the CPU seconds that all processes have used, and those that a hypervisor took."""
+    user, nice, system, _idle, _iowait, irq, softirq, steal, *_ = (
+        int(field) for field in Path("/proc/stat").read_text(encoding="utf-8").split(maxsplit=11)[1:11]
+    )
+    return (user + nice + system + irq + softirq + steal) / os.sysconf("SC_CLK_TCK")
+
+
+def _own_seconds() -> float:
+    """Return the CPU seconds of this process and of its children that have ended."""
+    used = os.times()
+    return used.user + used.system + used.children_user + used.children_system
 
 
 def rotated(sides: Sequence[str], rounds: int) -> Iterator[tuple[int, str]]:
@@ -28,7 +72,7 @@ def rotated(sides: Sequence[str], rounds: int) -> Iterator[tuple[int, str]]:
         yield from ((i, side) for side in [*sides[start:], *sides[:start]])
 
 
-def run_json(command: Sequence[str | Path], env: Mapping[str, str]) -> Any:  # noqa: ANN401 - any JSON
+def run_json(command: Sequence[str | Path], env: Mapping[str, str]) -> Any:
     """Run a fresh process and return the JSON that it prints."""
     done = subprocess.run(command, env=env, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
     if done.returncode:

@@ -46,14 +46,15 @@ def main() -> None:
     peers.check()
     env = peers.environment()
     about["rounds"] = args.rounds
-    samples: dict[str, list[float]] = {module: [] for module in MODULES}
     brought: dict[str, list[str]] = {}
-    for i, module in harness.rotated(MODULES, args.rounds + 1):
+
+    def take(module: str) -> float:
         found = harness.run_json([sys.executable, "-c", CHILD.format(module=module)], env)
         brought[module] = found["modules"]
-        if i:
-            samples[module].append(found["ms"])
+        return float(found["ms"])
 
+    harness.in_turn(MODULES, 1, take, patience=0)
+    samples, about["quiet"] = harness.in_turn(MODULES, args.rounds, take)
     ms = {module: harness.median_range(values) for module, values in samples.items()}
     heavy = {module: [name for name in HEAVY if name in names] for module, names in brought.items()}
     rows = []

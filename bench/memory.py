@@ -102,7 +102,15 @@ def main() -> None:
     parts, verdicts = [], []
     for name, path in harness.resolve(args.model).items():
         size = path.stat().st_size / 2**20
-        command = [sys.executable, Path(__file__), "--model", path, "--cycles", str(args.cycles), "--child"]
+        command: list[str | Path] = [
+            sys.executable,
+            Path(__file__),
+            "--model",
+            path,
+            "--cycles",
+            str(args.cycles),
+            "--child",
+        ]
         rows, measured = [], {}
         for kind, text in (("sharing", "repacked"), ("sharing-plain", "use_extra_bufts=False")):
             found = measured[kind] = harness.run_json([*command, kind], os.environ)

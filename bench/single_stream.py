@@ -7,7 +7,8 @@ Every sample is a fresh process that loads the model, warms up and times one rep
 - `prefill`: 512 tokens in one batch into an empty context (`-p 512 -n 0`), after a warm-up of the same.
 The sides of a round run one after another and each round starts with the next side, so ratios within a round are pairs.
 
-`decode` does what llama-bench does: random tokens, each step's logits computed and made readable, nothing sampled.
+`decode` does what llama-bench does: random tokens, nothing sampled. Each step's logits are ready when it ends; our side
+and llama-cpp-python's read one of them.
 `generate` is decode as a user writes it: each step's greedy token is sampled, turned into text and fed back.
 llama-bench has no such test: there it stands with one that samples nothing, which favours it.
 
@@ -19,6 +20,7 @@ CPU; llama-cpp-python knows no `auto`, so all are told `on`.
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import os
 import subprocess
@@ -26,7 +28,7 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import harness
 from peers import ROOT, Peers
@@ -53,21 +55,20 @@ def child_ours(test: str, file: str, threads: int) -> Callable[[bool], None]:
     )  # fmt: skip
     vocab, batch = model.vocab, og.Batch(n)
     sampler = og.SamplerChain([og.samplers.greedy()])
-    tokens = random_tokens(n, vocab.n_tokens, vocab.bos if vocab.add_bos else FIRST_TOKEN)
+    tokens = random_tokens(n, vocab.n_tokens, vocab.bos if vocab.add_bos and vocab.bos is not None else FIRST_TOKEN)
 
     def prefill(_warm_up: bool) -> None:
         batch.clear()
-        for i, token in enumerate(tokens):
-            batch.add(token, i, [0], logits=i == n - 1)
+        batch.add_sequence(tokens)
         ctx.decode(batch)
-        ctx.logits(n - 1)
+        ctx.logits(n - 1)[0]
 
     def decode(warm_up: bool) -> None:
         for i, token in enumerate(tokens[: 1 if warm_up else n]):
             batch.clear()
             batch.add(token, i, [0], logits=True)
             ctx.decode(batch)
-            ctx.logits(0)
+            ctx.logits(0)[0]
 
     def generate(warm_up: bool) -> None:
         token, text = tokens[0], bytearray()
@@ -81,15 +82,14 @@ def child_ours(test: str, file: str, threads: int) -> Callable[[bool], None]:
     def run(warm_up: bool) -> None:
         {"prefill": prefill, "decode": decode, "generate": generate}[test](warm_up)
         if warm_up:
-            ctx.memory.clear()
+            ctx.memory.clear(data=False)
 
     return run
 
 
 def child_python(test: str, file: str, threads: int) -> Callable[[bool], None]:
     """Return a function that runs the test, or its warm-up, once through llama-cpp-python."""
-    import llama_cpp  # type: ignore[import-not-found, unused-ignore]
-
+    llama_cpp: Any = importlib.import_module("llama_cpp")
     n = N_PREFILL if test == "prefill" else N_DECODE
     llama: Any = llama_cpp.Llama(
         file, n_ctx=n, n_batch=N_BATCH, n_ubatch=N_UBATCH, n_threads=threads, n_threads_batch=threads,
@@ -100,11 +100,12 @@ def child_python(test: str, file: str, threads: int) -> Callable[[bool], None]:
 
     def prefill(_warm_up: bool) -> None:
         llama.eval(tokens)
+        llama_cpp.llama_get_logits_ith(llama.ctx, -1)[0]
 
     def decode(warm_up: bool) -> None:
         for token in tokens[: 1 if warm_up else n]:
             llama.eval([token])
-            llama_cpp.llama_get_logits_ith(llama.ctx, -1)
+            llama_cpp.llama_get_logits_ith(llama.ctx, -1)[0]
 
     def generate(warm_up: bool) -> None:
         text, left = bytearray(), 1 if warm_up else n
@@ -131,7 +132,7 @@ def random_tokens(n: int, n_vocab: int, first: int) -> list[int]:
     return [first, *(choose.randrange(n_vocab) for _ in range(n - 1))]
 
 
-def child(side: str, test: str, file: str, threads: int) -> None:
+def child(side: str, test: str, file: str, threads: int) -> NoReturn:
     """Warm up, time one repetition, and print it as JSON."""
     run = {OURS: child_ours, PYTHON: child_python}[side](test, file, threads)
     run(True)
@@ -154,8 +155,8 @@ class Runner:
     def command(self, side: str, test: str, file: Path) -> list[str | Path]:
         """Return the command of a side's process."""
         if side != BENCH:
-            options = ["--child", side, test, "--model", file, "--threads", str(self.threads)]
-            return [sys.executable, Path(__file__), *options]
+            options = ["--child", side, test, "--threads", str(self.threads)]
+            return [sys.executable, Path(__file__), *options, "--model", file]
         lengths = f"-p {N_PREFILL} -n 0" if test == "prefill" else f"-p 0 -n {N_DECODE}"
         flags = f"{lengths} -b {N_BATCH} -ub {N_UBATCH} -t {self.threads} -fa on -ctk f16 -ctv f16 -r 1 -o json"
         return [self.peers.bin / "llama-bench", "-m", file, *flags.split()]
@@ -221,7 +222,8 @@ def main() -> None:
     parser.add_argument("--child", nargs=2, metavar=("SIDE", "TEST"), help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.child:
-        child(*args.child, args.model[0], args.threads)
+        side, test = args.child
+        child(side, test, args.model[0], args.threads)
 
     peers = Peers(args.peers.resolve())
     peers.check()
@@ -239,10 +241,13 @@ def main() -> None:
     samples: dict[str, dict[str, dict[str, list[float]]]] = {}
     for model, file in files.items():
         for test in args.tests:
-            sides = samples.setdefault(model, {}).setdefault(test, {side: [] for side in SIDES})
-            for i, side in harness.rotated(SIDES, args.pairs):
-                sides[side].append(runner.sample(side, test, file))
-                print(f"{model} {test} {i + 1}/{args.pairs} {side}: {sides[side][-1]:.1f} tokens/s", file=sys.stderr)
+
+            def take(side: str, test: str = test, model: str = model, file: Path = file) -> float:
+                speed = runner.sample(side, test, file)
+                print(f"{model} {test} {side}: {speed:.1f} tokens/s", file=sys.stderr)
+                return speed
+
+            samples.setdefault(model, {})[test], about[f"{model}, {test}"] = harness.in_turn(SIDES, args.pairs, take)
 
     body, results = summarize(samples)
     data = {"environment": about, "samples": samples, "results": results}

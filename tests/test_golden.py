@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import offgrid_llama as og
+from offgrid_llama import store
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -21,7 +22,7 @@ HEADER, MODELS = GOLDEN["header"], GOLDEN["models"]
 def golden(request: pytest.FixtureRequest) -> Iterator[tuple[og.Model, dict[str, Any]]]:
     """One of the two models, and its recorded cases by label."""
     name: str = request.param
-    with og.Model(og.store.resolve(name)) as model:
+    with og.Model(store.resolve(name)) as model:
         yield model, {case["label"]: case for case in MODELS[name]["cases"]}
 
 

@@ -15,6 +15,14 @@ EMOJI = "\U0001f999"  # four bytes in UTF-8
 # Few letters make collisions likely; the accented ones make stop strings and characters begin with the same bytes.
 letters = st.text(alphabet="abé\u00e8\n\U0001f999", max_size=24)
 stop_strings = st.lists(st.text(alphabet="abé\u00e8\n\U0001f999", min_size=1, max_size=5), max_size=5)
+# Texts made of beginnings of the stop strings, so that the automaton is nearly always deep inside some of them.
+dense_stops = st.lists(st.text(alphabet="abc", min_size=1, max_size=6), min_size=1, max_size=5)
+dense = dense_stops.flatmap(
+    lambda stop: st.tuples(
+        st.lists(st.sampled_from([s[:n] for s in stop for n in range(1, len(s) + 1)]), max_size=6).map("".join),
+        st.just(stop),
+    )
+)
 # Bytes that are often nearly UTF-8: whole characters, cut ones, lone continuation bytes, overlong forms, surrogates.
 whole = [b"a", b"b", b"\xc3\xa9", b"\xf0\x9f\xa6\x99", b"\xef\xbf\xbd"]
 cut = [b"\xc3", b"\xa9", b"\xf0\x9f", b"\xe2\x82"]
@@ -66,6 +74,16 @@ def test_the_text_ends_at_the_earliest_stop_string(
     before, hit = expected(text, stop)
     after = hit if include_stop and hit else ""
     assert run(pieces_of(text.encode(), cuts), stop, include_stop) == (before + after, hit)
+
+
+@given(dense, cut_places)
+@example(("abcz", ["abcd", "b", "c"]), [])
+@example(("xyabz", ["xyabq", "yabr", "b"]), [2])
+@example(("xabc", ["xabd", "ab", "abc"]), [3])
+def test_the_earliest_of_many_that_nearly_match(case: tuple[str, list[str]], cuts: list[int]) -> None:
+    """The same rule where several stop strings are under way at once, each inside or over the next."""
+    text, stop = case
+    assert run(pieces_of(text.encode(), cuts), stop) == expected(text, stop)
 
 
 @given(raw, stop_strings.map(lambda stop: [*stop, "\ufffd\ufffd"]), cut_places)

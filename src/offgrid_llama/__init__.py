@@ -1,1 +1,62 @@
-"""Run llama.cpp models from Python."""
+"""Run llama.cpp models from Python: llama.h, hand-bound and guarded, with explicit ownership of memory.
+
+>>> import offgrid_llama as og
+>>> og.__version__
+'0.1.0'
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from . import sampling as samplers
+from .backend import build_info, devices
+from .batch import Batch
+from .context import Context
+from .errors import *  # noqa: F403 - errors.__all__ is the list
+from .errors import __all__ as _errors
+from .generate import Generation, generate
+from .gguf import GGUF
+from .grammar import Grammar
+from .memory import Memory
+from .model import Model
+from .params import (
+    AttentionType,
+    FlashAttention,
+    LoadMode,
+    PoolingType,
+    RopeScaling,
+    RopeType,
+    SplitMode,
+    TokenAttr,
+    VocabType,
+)
+from .sampling import Sampler, SamplerChain
+from .text import TextStream
+from .vocab import Vocab
+
+if TYPE_CHECKING:
+    from . import store
+    from .logits import Logits
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "GGUF", "AttentionType", "Batch", "Context", "FlashAttention", "Generation", "Grammar", "LoadMode", "Logits", "Memory",
+    "Model", "PoolingType", "RopeScaling", "RopeType", "Sampler", "SamplerChain", "SplitMode", "TextStream", "TokenAttr",
+    "Vocab", "VocabType", "build_info", "devices", "generate", "samplers", "store",
+]  # fmt: skip
+__all__ += _errors  # noqa: PLE0605
+
+
+def __getattr__(name: str) -> Any:
+    # Logits needs numpy and the store needs json: imported when they are first asked for.
+    if name == "store":
+        import importlib
+
+        return importlib.import_module(".store", __name__)
+    if name == "Logits":
+        from .logits import Logits
+
+        return Logits
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

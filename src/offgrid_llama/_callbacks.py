@@ -23,7 +23,7 @@ from typing import Any
 
 from ._capi import ffi, lib
 
-__all__ = ["forget_log", "install", "on_progress", "raise_pending", "recent_log"]
+__all__ = ["Progress", "forget_log", "install", "raise_pending", "recent_log"]
 
 logging.getLogger("offgrid_llama").addHandler(logging.NullHandler())
 _logger = logging.getLogger("offgrid_llama.llama_cpp")
@@ -34,6 +34,15 @@ _LEVELS = {
     lib.GGML_LOG_LEVEL_ERROR: logging.ERROR,
 }
 _LINES_KEPT = 12
+
+
+class Progress:
+    """The progress of one load: ``user_data`` is for ``lib.og_on_progress``; keep the object until C has returned."""
+
+    def __init__(self, callback: Callable[[float], object] | None) -> None:
+        self.callback = callback
+        self.cancelled = False
+        self.user_data = ffi.new_handle(self)
 
 
 class _Thread(threading.local):
@@ -85,21 +94,16 @@ def og_on_log(level: int, text: Any, _user_data: Any) -> None:
 @ffi.def_extern(onerror=_keep)  # type: ignore[untyped-decorator]
 def og_on_progress(progress: float, user_data: Any) -> bool:
     """Pass on how much of a model is loaded, 0 to 1; False ends the load."""
-    if _thread.pending is not None:
-        return False
-    callback: Callable[[float], object] | None = ffi.from_handle(user_data)
-    return callback is None or callback(progress) is not False
+    load: Progress = ffi.from_handle(user_data)
+    if _thread.pending is None and load.callback is not None:
+        load.cancelled = load.callback(progress) is False
+    return _thread.pending is None and not load.cancelled
 
 
 @ffi.def_extern(onerror=_keep_and_abort)  # type: ignore[untyped-decorator]
 def og_on_poll() -> bool:
     """Let the interpreter run its signal handlers: Ctrl-C raises KeyboardInterrupt right here, and the decode ends."""
     return _thread.pending is not None
-
-
-def on_progress(callback: Callable[[float], object] | None) -> Any:
-    """Return the ``user_data`` for ``lib.og_on_progress``; keep it until C has returned."""
-    return ffi.new_handle(callback)
 
 
 def forget_log() -> None:

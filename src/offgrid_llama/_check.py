@@ -12,14 +12,15 @@ anything          a C++ exception that the guard caught         ``raise_caught``
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, SupportsFloat
 
 from ._callbacks import raise_pending, recent_log
 from ._capi import ffi, lib
 from .errors import Aborted, DecodeFailed, InvalidBatch, NativeError, NoKVSlot, OffgridLlamaError
 
-__all__ = ["decoded", "filled", "not_null", "number", "raise_caught", "sequence", "text_of"]
+__all__ = ["decoded", "filled", "not_null", "number", "raise_caught", "real", "sequence", "text_of"]
 
 INT32_MAX = 2**31 - 1
 
@@ -105,6 +106,16 @@ def number(name: str, value: int, low: int, high: int = INT32_MAX) -> int:
         raise TypeError(f"{name} must be an int, not {type(value).__name__}") from None
     if not low <= number <= high:
         raise ValueError(f"{name} must be from {low} to {high}, not {number}")
+    return number
+
+
+def real(name: str, value: float, low: float = -math.inf, high: float = math.inf) -> float:
+    """Return ``value`` as a float, or raise TypeError or ValueError with the argument's name and range."""
+    if isinstance(value, bool) or not isinstance(value, SupportsFloat):
+        raise TypeError(f"{name} must be a number, not {type(value).__name__}")
+    number = float(value)
+    if not math.isfinite(number) or not low <= number <= high:
+        raise ValueError(f"{name} must be a finite number from {low} to {high}, not {value}")
     return number
 
 

@@ -63,8 +63,8 @@ def start() -> None:
     if _started:
         return
     with _once:
-        if _started:
-            return
+        if _started:  # another thread may have been first
+            return  # type: ignore[unreachable]
         # On a failed assertion ggml would start a debugger on the process.
         os.environ.setdefault("GGML_NO_BACKTRACE", "1")
         _callbacks.install()

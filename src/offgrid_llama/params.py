@@ -6,14 +6,13 @@ Names, and defaults where none is given below, are llama.h's own. A string may s
 
 from __future__ import annotations
 
-import math
 import os
 from dataclasses import dataclass, fields
 from enum import IntEnum, IntFlag
 from typing import Any, TypeVar
 
 from ._capi import lib
-from ._check import number
+from ._check import number, real
 from .backend import default_threads
 
 __all__ = [
@@ -148,14 +147,6 @@ def member(name: str, value: object, enum: type[_E]) -> _E:
     raise kind(f"{name} must be one of {allowed}, not {value!r}")
 
 
-def _real(name: str, value: float, low: float = -math.inf) -> float:
-    if not isinstance(value, (int, float)):
-        raise TypeError(f"{name} must be a number, not {type(value).__name__}")
-    if not math.isfinite(value) or value < low:
-        raise ValueError(f"{name} must be a finite number{f' of at least {low}' if low > -math.inf else ''}, not {value}")
-    return float(value)
-
-
 def _set(params: Any, **values: Any) -> None:
     for name, value in values.items():
         object.__setattr__(params, name, value)  # frozen for everybody else
@@ -177,9 +168,7 @@ class ModelParams:
         _set(
             self,
             n_gpu_layers=number("n_gpu_layers", self.n_gpu_layers, -1),
-            split_mode=member("split_mode", self.split_mode, SplitMode),
             main_gpu=number("main_gpu", self.main_gpu, 0, lib.llama_max_devices() - 1),
-            load_mode=member("load_mode", self.load_mode, LoadMode),
         )
 
     def to_c(self) -> Any:
@@ -226,18 +215,16 @@ class ContextParams:
             n_outputs_max=number("n_outputs_max", self.n_outputs_max, 0, MAX_CONTEXT),
             n_threads=min(n_threads, limit),
             n_threads_batch=min(number("n_threads_batch", batch_threads, 1), limit),
-            rope_scaling_type=member("rope_scaling_type", self.rope_scaling_type, RopeScaling),
-            pooling_type=member("pooling_type", self.pooling_type, PoolingType),
-            attention_type=member("attention_type", self.attention_type, AttentionType),
-            flash_attn_type=member("flash_attn_type", self.flash_attn_type, FlashAttention),
-            rope_freq_base=_real("rope_freq_base", self.rope_freq_base, 0),
-            rope_freq_scale=_real("rope_freq_scale", self.rope_freq_scale, 0),
+            rope_freq_base=real("rope_freq_base", self.rope_freq_base, 0),
+            rope_freq_scale=real("rope_freq_scale", self.rope_freq_scale, 0),
         )
         for name in ("type_k", "type_v"):
             if getattr(self, name) not in KV_TYPES:
                 raise ValueError(f"{name} must be one of {', '.join(KV_TYPES)}, not {getattr(self, name)!r}")
         if 0 < self.n_outputs_max < self.n_seq_max:
-            raise ValueError(f"n_outputs_max must be 0 or at least n_seq_max ({self.n_seq_max}), not {self.n_outputs_max}")
+            raise ValueError(
+                f"n_outputs_max must be 0 or at least n_seq_max ({self.n_seq_max}), not {self.n_outputs_max}"
+            )
 
     def to_c(self) -> Any:
         """Return a ``llama_context_params`` with these values and llama.h's defaults for the rest."""

@@ -45,20 +45,16 @@ class _Node:
 
 
 def _automaton(stops: Iterable[str]) -> _Node:
-    """Return the root of the automaton. Time and memory are linear in the sum of the stop strings' lengths, in characters."""
+    """Return the root of the automaton; time and memory are linear in the sum of the stop strings' lengths."""
     root = _Node(0, "")
-    # Shortest first: a stop string that begins with another one can never be hit, and is left out when that is seen.
-    for stop in sorted(stops, key=len):
+    for stop in stops:
         node = root
         for depth, char in enumerate(stop, 1):
-            if node.hit is not None:
-                break
             child = node.next.get(char)
             if child is None:
                 child = node.next[char] = _Node(depth, stop)
             node = child
-        else:
-            node.hit = stop
+        node.hit = stop
     for child in root.next.values():
         child.fail = root
     level = list(root.next.values())
@@ -152,7 +148,7 @@ class TextStream:
         if not self._root.next:
             return text
         text = self._scan(text)
-        if self._stopped is not None:
+        if self.stopped is not None:
             return text
         if self._pending is not None:
             return text + self._stop(self._pending, self._pending_at)
@@ -160,7 +156,8 @@ class TextStream:
 
     def _scan(self, text: str) -> str:
         """Move the automaton over ``text``; return what is certain."""
-        root, node = self._root, self._node
+        root: _Node = self._root
+        node: _Node = self._node
         out: list[str] = []
         at, end = 0, len(text)
         while at < end:

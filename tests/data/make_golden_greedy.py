@@ -27,6 +27,7 @@ import argparse
 import ctypes
 import datetime
 import hashlib
+import importlib
 import json
 import os
 import re
@@ -76,7 +77,7 @@ def tool(*command: str | os.PathLike[str]) -> bytes:
 
 def complete(bin_dir: Path, model: Path, prompt: str) -> tuple[list[int], str]:
     """Return all token ids, prompt included, and the generated text, as llama-completion gives them."""
-    run = [bin_dir / "llama-completion", "-m", model, "-p", prompt, *COMPLETION_FLAGS, "-lv", "1"]
+    run: list[str | Path] = [bin_dir / "llama-completion", "-m", model, "-p", prompt, *COMPLETION_FLAGS, "-lv", "1"]
     plain = tool(*run)
     text = plain.removesuffix(b"\n\n").removesuffix(b" [end of text]\n")
     with tempfile.TemporaryDirectory() as folder:
@@ -100,13 +101,11 @@ class Peer:
     def __init__(self, peer_dir: Path, bin_dir: Path, model: Path) -> None:
         os.environ["LLAMA_CPP_LIB_PATH"] = os.environ["MTMD_CPP_LIB"] = str(bin_dir)
         sys.path.insert(0, str(peer_dir))
-        import llama_cpp
-
-        self.llama: Any = llama_cpp.Llama(
+        self.raw: Any = importlib.import_module("llama_cpp")
+        self.llama: Any = self.raw.Llama(
             str(model), n_ctx=N_CTX, n_batch=N_BATCH, n_ubatch=N_UBATCH, n_threads=N_THREADS, n_threads_batch=N_THREADS,
             flash_attn=True, swa_full=False, verbose=False,
         )  # fmt: skip
-        self.raw: Any = llama_cpp
 
     def margins(self, prompt: list[int], tokens: list[int]) -> tuple[list[float], list[int]]:
         """Return for each of `tokens` its logit less the second best, and the second best's id."""

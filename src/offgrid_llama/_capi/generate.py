@@ -20,14 +20,15 @@ def declared_functions(cdef: str) -> list[str]:
     """Return the names of the functions that ``cdef`` declares, in order, as cffi itself reads them."""
     ffi = FFI()
     ffi.cdef(cdef)
-    return [key.removeprefix("function ") for key in ffi._parser._declarations if key.startswith("function ")]
+    declarations = ffi._parser._declarations  # type: ignore[attr-defined]  # private, and the same since cffi 1.0
+    return [key.removeprefix("function ") for key in declarations if key.startswith("function ")]
 
 
 def main(output: Path) -> None:
     """Write the C++ source of the extension to ``output``."""
     llama = (HERE / "llama.cdef.h").read_text(encoding="utf-8")
     shim = (HERE / "shim.cdef.h").read_text(encoding="utf-8")
-    guards = [f"#define {name}(...) guarded<{name}>{{\"{name}\"}}(__VA_ARGS__)" for name in declared_functions(llama)]
+    guards = [f'#define {name}(...) guarded<{name}>{{"{name}"}}(__VA_ARGS__)' for name in declared_functions(llama)]
     ffi = FFI()
     ffi.cdef(llama)
     ffi.cdef(shim)

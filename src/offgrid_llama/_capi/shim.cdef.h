@@ -16,6 +16,16 @@ bool og_should_abort(void * user_data);
 // Index of the largest of n floats, the first of equals; -1 when n is 0 or all are NaN or -inf.
 int32_t og_argmax(const float * values, int32_t n);
 
+// Apply a chain to one row of logits, and accept what it selects. Returns the token, or OG_NOTHING_SELECTED,
+// OG_REFUSED (the selected token has a logit of -inf) or OG_THREW (see og_caught_what). Nothing is accepted then.
+#define OG_NOTHING_SELECTED -1
+#define OG_REFUSED -2
+#define OG_THREW -3
+int32_t og_sample(struct llama_sampler * chain, const float * logits, int32_t n_vocab);
+
+// Whether a grammar would let `token` through; OG_THREW when it threw. Changes nothing.
+int32_t og_allows(struct llama_sampler * grammar, int32_t token);
+
 // A log callback that drops its line, for the time after the interpreter has gone.
 void og_drop_log(enum ggml_log_level level, const char * text, void * user_data);
 

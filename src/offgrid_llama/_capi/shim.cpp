@@ -18,6 +18,7 @@
 #include <limits>
 #include <string>
 #include <type_traits>
+#include <vector>
 
 static bool og_on_poll(void);  // Python; cffi defines it below
 
@@ -126,6 +127,51 @@ static int32_t og_argmax(const float * values, int32_t n) noexcept {
     for (i = 0; values[i] != best; i++) {
     }
     return i;
+}
+
+#define OG_NOTHING_SELECTED (-1)
+#define OG_REFUSED (-2)
+#define OG_THREW (-3)
+
+// What llama_sampler_sample does, except that it aborts where this returns a code.
+static int32_t og_sample(struct llama_sampler * chain, const float * logits, int32_t n_vocab) noexcept {
+    thread_local std::vector<llama_token_data> candidates;
+    try {
+        candidates.resize(n_vocab);
+        for (int32_t token = 0; token < n_vocab; token++) {
+            candidates[token] = llama_token_data{token, logits[token], 0.0f};
+        }
+        llama_token_data_array array = {candidates.data(), candidates.size(), -1, false};
+        llama_sampler_apply(chain, &array);
+        if (array.selected < 0 || static_cast<size_t>(array.selected) >= array.size) {
+            return OG_NOTHING_SELECTED;
+        }
+        const llama_token_data & selected = array.data[array.selected];
+        if (selected.logit == -INFINITY || std::isnan(selected.logit)) {
+            return OG_REFUSED;
+        }
+        llama_sampler_accept(chain, selected.id);
+        return selected.id;
+    } catch (const std::exception & error) {
+        remember("llama_sampler_apply", error.what());
+    } catch (...) {
+        remember("llama_sampler_apply", "an exception that is no std::exception");
+    }
+    return OG_THREW;
+}
+
+static int32_t og_allows(struct llama_sampler * grammar, int32_t token) noexcept {
+    try {
+        llama_token_data candidate = {token, 0.0f, 0.0f};
+        llama_token_data_array array = {&candidate, 1, -1, false};
+        llama_sampler_apply(grammar, &array);
+        return array.data[0].logit != -INFINITY;
+    } catch (const std::exception & error) {
+        remember("llama_sampler_apply", error.what());
+    } catch (...) {
+        remember("llama_sampler_apply", "an exception that is no std::exception");
+    }
+    return OG_THREW;
 }
 
 static void og_drop_log(enum ggml_log_level, const char *, void *) noexcept {}

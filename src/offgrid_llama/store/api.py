@@ -5,18 +5,21 @@ from __future__ import annotations
 import os
 from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ..errors import StoreError
 from .cache import CachedModel, Store
 from .catalog import Catalog, Entry, builtin_catalog
-from .transfer import ProgressCallback
+
+if TYPE_CHECKING:
+    from .transfer import ProgressCallback
 
 DEFAULT_MODEL = "smollm2-135m-instruct"
 """The model that is used where none is named."""
 
 
 def cache_dir() -> Path:
-    """The cache's folder: OFFGRID_LLAMA_CACHE, else offgrid-llama below XDG_CACHE_HOME, else below ~/.cache.
+    """Return the cache's folder: OFFGRID_LLAMA_CACHE, else offgrid-llama below XDG_CACHE_HOME, else below ~/.cache.
 
     The environment is read at each call. The folder need not exist.
     """
@@ -33,14 +36,14 @@ def cache_dir() -> Path:
 
 
 def catalog() -> tuple[Entry, ...]:
-    """The models that are known by name. ``hf:ORG/REPO/FILE.gguf`` works for any other one on Hugging Face."""
+    """Return the models that are known by name. ``hf:ORG/REPO/FILE.gguf`` works for any other one on Hugging Face."""
     return _builtin().entries
 
 
 def resolve(
     name: str | os.PathLike[str] = DEFAULT_MODEL, *, download: bool = True, progress: ProgressCallback | None = None
 ) -> Path:
-    """The GGUF file that ``name`` stands for, as an absolute path. What is not there yet is downloaded.
+    """Return the GGUF file that ``name`` stands for, as an absolute path, and download it if it is not there yet.
 
     ``name`` is, in this order: a path to an existing file; ``hf:ORG/REPO/FILE.gguf[@REVISION]``; a name or alias of
     the catalog, upper and lower case alike. So never pass on a name that came from a client of a server: it might be a
@@ -63,7 +66,7 @@ def pull(name: str = DEFAULT_MODEL, *, progress: ProgressCallback | None = None)
 
 
 def cached() -> dict[str, CachedModel]:
-    """The models in the cache: name to path and length in bytes, in alphabetical order."""
+    """Return the models in the cache: name to path and length in bytes, in alphabetical order."""
     return _store().cached()
 
 

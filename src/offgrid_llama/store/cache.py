@@ -15,15 +15,17 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..errors import ChecksumError, StoreError, UnknownModelError
 from .catalog import HUB_PREFIX, Catalog, Entry, PyPISource
 from .transfer import Fetched, Progress, ProgressCallback, disk_errors, log, megabytes, replace_safely, sha256_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 _LOCK_POLL = 0.2  # seconds between two tries to get a lock; the progress callback can cancel in between
 
@@ -52,7 +54,7 @@ class Store:
     def resolve(
         self, name: str | os.PathLike[str], *, download: bool = True, progress: ProgressCallback | None = None
     ) -> Path:
-        """The file that ``name`` stands for: a path to a file, a name of the catalog, or hf:ORG/REPO/FILE.gguf."""
+        """Return the file that ``name`` stands for: a path to a file, a name, or hf:ORG/REPO/FILE.gguf."""
         path = _existing_file(name)
         if path is not None:
             return path
@@ -81,7 +83,7 @@ class Store:
             return path
 
     def cached(self) -> dict[str, CachedModel]:
-        """The models in the cache, by name in alphabetical order."""
+        """Return the models in the cache, by name in alphabetical order."""
         found = {}
         for file in self._models.glob("*.json"):
             record = _read_record(file)
@@ -129,7 +131,7 @@ class Store:
         return self._models / entry.file_name
 
     def _ready(self, entry: Entry) -> Path | None:
-        """The model's file if it is there and its record says that it is the one wanted."""
+        """Return the model's file if it is there and its record says that it is the one wanted."""
         path = self._path(entry)
         size = _length(path)
         if size is None:
@@ -207,7 +209,7 @@ def _checked_name(name: object) -> str:
 
 
 def _existing_file(name: str | os.PathLike[str]) -> Path | None:
-    """The file at the path ``name``; None if ``name`` can only be a model's name. Raises if it can only be a path."""
+    """Return the file at the path ``name``, None if that can only be a model's name. Raise if it can only be a path."""
     if not isinstance(name, (str, os.PathLike)):
         raise TypeError(f"name must be a str or a path, not {type(name).__name__}")
     text = os.fspath(name)
@@ -228,7 +230,7 @@ def _existing_file(name: str | os.PathLike[str]) -> Path | None:
 
 
 def _length(path: Path) -> int | None:
-    """The length in bytes of the file at ``path``, None if there is no such file."""
+    """Return the length in bytes of the file at ``path``, None if there is no such file."""
     try:
         return path.stat().st_size if os.path.isfile(path) else None
     except OSError:
@@ -236,7 +238,7 @@ def _length(path: Path) -> int | None:
 
 
 def _read_record(path: Path) -> dict[str, Any] | None:
-    """The record in the file at ``path``, None if there is none or it is damaged."""
+    """Return the record in the file at ``path``, None if there is none or it is damaged."""
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):

@@ -9,12 +9,14 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..errors import UnknownModelError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
 
 HUB_PREFIX = "hf:"
 
@@ -126,7 +128,7 @@ class Catalog:
         return iter(self.entries)
 
     def find(self, name: str) -> Entry:
-        """The entry that ``name`` stands for. Raises ``UnknownModelError``, which lists the names that come close."""
+        """Return the entry for ``name``. Raises ``UnknownModelError``, which lists the names that come close."""
         if name[: len(HUB_PREFIX)].casefold() == HUB_PREFIX:
             return parse_hub_name(name)
         if _CATALOG_NAME.fullmatch(name) is None:
@@ -146,7 +148,7 @@ class Catalog:
 
 
 def parse_hub_name(name: str) -> Entry:
-    """The entry for ``hf:ORG/REPO/FILE.gguf[@REVISION]``. Raises ``UnknownModelError`` if it has another form.
+    """Return the entry for ``hf:ORG/REPO/FILE.gguf[@REVISION]``. Raises ``UnknownModelError`` if it has another form.
 
     FILE may lie in folders of the repository. REVISION is a branch, a tag or a commit, "main" if not given.
     """
@@ -173,12 +175,12 @@ def parse_hub_name(name: str) -> Entry:
 
 
 def load_catalog(path: Path) -> Catalog:
-    """The catalog in the JSON file at ``path``: a list of objects with the fields of ``Entry``."""
+    """Return the catalog in the JSON file at ``path``: a list of objects with the fields of ``Entry``."""
     return Catalog(_entry(item) for item in json.loads(path.read_text(encoding="utf-8")))
 
 
 def builtin_catalog() -> Catalog:
-    """The catalog that comes with the package."""
+    """Return the catalog that comes with the package."""
     return load_catalog(Path(__file__).with_name("catalog.json"))
 
 

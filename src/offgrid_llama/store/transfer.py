@@ -16,9 +16,12 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ..errors import ChecksumError, DownloadError
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 CHUNK = 1 << 20
 """Bytes that are read, hashed and written at a time."""
@@ -32,7 +35,6 @@ the download, removes nothing that could be resumed, and comes out of the call u
 
 _LEAST_INTERVAL = 0.05  # seconds between two calls of a progress callback
 _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-_NO_PERMISSION = {errno.EACCES, errno.EPERM, errno.EROFS}
 
 log = logging.getLogger("offgrid_llama.store")
 
@@ -49,6 +51,7 @@ class Progress:
         self._told_at = 0.0
 
     def __call__(self, done: int) -> None:
+        """Say that ``done`` bytes are there."""
         self._done = max(self._done, done)
         now = (self._done, self.total)
         finished = self._done == self.total
@@ -91,7 +94,7 @@ class PartFile:
 
     @classmethod
     def open(cls, folder: Path, sha256: str, at_most: int | None) -> PartFile:
-        """The part file in ``folder`` of the model with this checksum. Those of other checksums are deleted."""
+        """Open the part file in ``folder`` of the model with this checksum. Those of other checksums are deleted."""
         path = folder / f"{sha256[:16]}.part"
         for other in folder.glob("*.part"):
             if other != path:
@@ -148,7 +151,7 @@ class PartFile:
 
 
 def sha256_of(path: Path, progress: Progress | None = None) -> str:
-    """The sha256 of the file at ``path`` in lower-case hex digits."""
+    """Return the sha256 of the file at ``path`` in lower-case hex digits."""
     digest = hashlib.sha256()
     done = 0
     with open(path, "rb") as file:
@@ -172,7 +175,7 @@ def replace_safely(source: Path, target: Path) -> None:
 
 
 def no_room(model: str, folder: Path, needed: int | None) -> DownloadError:
-    """The error for a full disk, quota or file size limit. ``needed`` is in bytes, None if nobody knows."""
+    """Return the error for a full disk, quota or file size limit. ``needed`` is in bytes, None if nobody knows."""
     try:
         free = f", {megabytes(shutil.disk_usage(folder).free)} are free"
     except OSError:
@@ -199,15 +202,13 @@ def disk_errors(model: str, folder: Path, needed: int | None, progress: Progress
         if error is progress.raised:
             raise
         if error.errno in _NO_ROOM:
-            raise no_room(model, folder, needed) from error
-        if error.errno in _NO_PERMISSION or isinstance(error, (FileExistsError, NotADirectoryError)):
-            raise DownloadError(
-                f"cannot write to the model cache {folder} ({error.strerror or error}). Make it writable, or set"
-                " OFFGRID_LLAMA_CACHE to a folder that is"
-            ) from error
-        raise DownloadError(f"the model cache {folder} could not be used for {model}: {error}") from error
+            raise no_room(model, folder, needed or progress.total) from error
+        raise DownloadError(
+            f"the model cache {folder} cannot take {model}: {error}. Make the folder writable, or set"
+            " OFFGRID_LLAMA_CACHE to one that is"
+        ) from error
 
 
 def megabytes(size: int) -> str:
-    """``size`` bytes as people read them: "98 MB". Never 0 for something."""
+    """Write ``size`` bytes as people read them: "98 MB". Never 0 for something."""
     return f"{max(1, round(size / 1e6)) if size else 0} MB"

@@ -1,0 +1,143 @@
+"""Batch: tokens with their positions and sequences, for one decode (``llama_batch``).
+
+The arrays belong to Python, so a Batch needs no ``close()``. It remembers which rows asked for logits; the Context
+refuses to read the others, where llama.h would abort.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any, Literal
+
+from ._capi import ffi
+from ._check import number
+
+__all__ = ["MAX_POS", "Batch"]
+
+MAX_TOKENS = 2**24
+MAX_POS = 2**30  # so that no sum of two positions leaves int32
+
+
+class Batch:
+    """Room for ``n_tokens`` tokens. Fill it with ``add``, decode it, ``clear`` it, and use it again.
+
+    A row is a token's index in the batch. ``len(batch)`` is the number of rows.
+
+    Args:
+        n_tokens: capacity in tokens. A Context decodes at most its ``n_batch`` of them at once.
+    """
+
+    def __init__(self, n_tokens: int) -> None:
+        self.capacity = number("n_tokens", n_tokens, 1, MAX_TOKENS)
+        self._token = ffi.new("llama_token[]", self.capacity)
+        self._pos = ffi.new("llama_pos[]", self.capacity)
+        self._n_seq_id = ffi.new("int32_t[]", [1] * self.capacity)
+        self._first_seq_id = ffi.new("llama_seq_id[]", self.capacity)
+        self._seq_id = ffi.new("llama_seq_id *[]", [self._first_seq_id + i for i in range(self.capacity)])
+        self._logits = ffi.new("int8_t[]", self.capacity)
+        self._shared: dict[int, Any] = {}  # rows of several sequences: their ids, kept for _seq_id[row]
+        self._c = ffi.new(
+            "struct llama_batch *",
+            {
+                "n_tokens": 0, "token": self._token, "embd": ffi.NULL, "pos": self._pos,
+                "n_seq_id": self._n_seq_id, "seq_id": self._seq_id, "logits": self._logits,
+            },
+        )  # fmt: skip
+        self._rows: list[int] = []
+        self._max_token = self._max_seq_id = -1
+        self._in_use = False
+
+    def __len__(self) -> int:
+        return int(self._c.n_tokens)
+
+    def __repr__(self) -> str:
+        return f"<Batch of {len(self)}/{self.capacity} tokens, {len(self._rows)} with logits>"
+
+    @property
+    def rows(self) -> tuple[int, ...]:
+        """The rows that asked for logits, in order."""
+        return tuple(self._rows)
+
+    def add(self, token: int, pos: int, seq_ids: Sequence[int], logits: bool = False) -> int:
+        """Append a token and return its row.
+
+        Args:
+            token: token id; the Context checks it against its vocabulary.
+            pos: position in its sequences, from 0; a sequence's positions go on without a gap.
+            seq_ids: the sequences it belongs to, at least one, each once.
+            logits: whether ``context.logits(row)`` and samplers may read this row after the decode.
+        """
+        self._writable(1)
+        row = len(self)
+        token = number("token", token, 0)
+        pos = number("pos", pos, 0, MAX_POS)
+        if isinstance(seq_ids, int):
+            raise TypeError("seq_ids must be a sequence of ints, such as [0], not an int")
+        ids = [number("seq_ids", seq, 0) for seq in seq_ids]
+        if not ids:
+            raise ValueError("seq_ids is empty: a token belongs to at least one sequence")
+        if len(ids) > 1:
+            if len(set(ids)) != len(ids):
+                raise ValueError(f"seq_ids names a sequence twice: {ids}")
+            self._shared[row] = ffi.new("llama_seq_id[]", ids)
+            self._seq_id[row] = self._shared[row]
+            self._n_seq_id[row] = len(ids)
+        else:
+            self._first_seq_id[row] = ids[0]
+        self._token[row], self._pos[row], self._logits[row] = token, pos, bool(logits)
+        if logits:
+            self._rows.append(row)
+        self._max_token = max(self._max_token, token)
+        self._max_seq_id = max(self._max_seq_id, *ids)
+        self._c.n_tokens = row + 1
+        return row
+
+    def add_sequence(
+        self,
+        tokens: Iterable[int],
+        pos: int = 0,
+        seq_id: int = 0,
+        logits: Literal["none", "last", "all"] = "last",
+    ) -> range:
+        """Append the tokens of one sequence at ``pos`` and on, and return their rows; faster than ``add`` for each.
+
+        ``logits`` says which of the new rows can be read after the decode.
+        """
+        tokens = [number(f"tokens[{i}]", token, 0) for i, token in enumerate(tokens)]
+        seq_id = number("seq_id", seq_id, 0)
+        pos = number("pos", pos, 0, MAX_POS - len(tokens))
+        if logits not in ("none", "last", "all"):
+            raise ValueError(f"logits must be 'none', 'last' or 'all', not {logits!r}")
+        self._writable(len(tokens))
+        begin, end = len(self), len(self) + len(tokens)
+        rows = range(begin, end)
+        if not tokens:
+            return rows
+        self._token[begin:end] = tokens
+        self._pos[begin:end] = range(pos, pos + len(tokens))
+        self._first_seq_id[begin:end] = [seq_id] * len(tokens)
+        wanted = {"none": range(0), "last": rows[-1:], "all": rows}[logits]
+        self._logits[begin:end] = [int(row in wanted) for row in rows]
+        self._rows.extend(wanted)
+        self._max_token = max(self._max_token, *tokens)
+        self._max_seq_id = max(self._max_seq_id, seq_id)
+        self._c.n_tokens = end
+        return rows
+
+    def clear(self) -> None:
+        """Empty the batch for new tokens."""
+        self._writable(0)
+        for row in self._shared:
+            self._seq_id[row], self._n_seq_id[row] = self._first_seq_id + row, 1
+        self._shared.clear()
+        self._rows = []
+        self._max_token = self._max_seq_id = -1
+        self._c.n_tokens = 0
+
+    def _writable(self, more: int) -> None:
+        if self._in_use:
+            raise RuntimeError("the batch is being decoded on another thread")
+        if len(self) + more > self.capacity:
+            raise ValueError(
+                f"the batch has room for {self.capacity - len(self)} of {more} more tokens: its n_tokens is {self.capacity}"
+            )

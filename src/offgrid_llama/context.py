@@ -1,0 +1,274 @@
+"""Context: the state of a computation over a Model, and the calls that compute (``llama_context``)."""
+
+from __future__ import annotations
+
+import threading
+from typing import TYPE_CHECKING, Any
+
+from ._callbacks import forget_log
+from ._capi import ffi, lib
+from ._check import decoded, not_null, number, sequence
+from ._handle import Handle, Owner
+from .backend import devices
+from .errors import ContextError
+from .memory import Memory
+from .params import (
+    KV_TYPES,
+    AttentionType,
+    ContextParams,
+    FlashAttention,
+    PoolingType,
+    RopeScaling,
+    member,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from .batch import Batch
+    from .logits import Logits
+    from .model import Model
+
+__all__ = ["Context"]
+
+DEFAULT_N_CTX = 4096
+_QUANT_BLOCK = 32  # all quantized KV types have blocks of 32
+
+
+class Context(Owner):
+    """A KV cache and the buffers to compute with. One thread computes at a time; others wait for their turn.
+
+    Args:
+        model: the Model; the context is its child and is closed with it.
+        n_ctx: positions in all sequences together. None is the model's training length, 4,096 at most. Without
+            ``kv_unified`` each sequence gets ``n_ctx / n_seq_max``.
+        n_batch: most tokens of one decode. n_ubatch: most tokens that are computed at once (a micro-batch).
+        n_seq_max: sequences, 1 to 256.
+        n_outputs_max: most rows with logits in one decode; 0 is ``n_batch``. Few save memory with a large vocabulary.
+        n_threads: threads for one token; None is the number of physical cores.
+        n_threads_batch: threads for more than one token; None is ``n_threads``.
+        type_k, type_v: types of the KV cache: "f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl".
+            A quantized ``type_v`` needs flash attention.
+        flash_attn_type: "auto", "enabled" or "disabled".
+        kv_unified: one buffer for all sequences: shared prefixes share cells, and a sequence may use all of n_ctx.
+        swa_full: keep the whole context of sliding-window layers, so that sequences can be trimmed.
+        embeddings: compute embeddings as well. pooling_type, attention_type: for embedding models.
+        rope_scaling_type, rope_freq_base, rope_freq_scale: RoPE; 0 and "unspecified" are the model's own.
+        offload_kqv, op_offload: keep the KV cache, and run large operations, on the GPU where there is one.
+
+    Raises:
+        ContextError: llama.cpp refused, or the KV cache is larger than this machine's memory.
+        ClosedError: the model is closed.
+
+    Attributes:
+        model: the Model.
+        memory: the Memory, borrowed.
+        params: the ContextParams.
+        n_ctx, n_ctx_seq, n_batch, n_ubatch, n_seq_max: what llama.cpp made of them; ``n_ctx_seq`` is for one sequence.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        *,
+        n_ctx: int | None = None,
+        n_batch: int = 2048,
+        n_ubatch: int = 512,
+        n_seq_max: int = 1,
+        n_outputs_max: int = 0,
+        n_threads: int | None = None,
+        n_threads_batch: int | None = None,
+        type_k: str = "f16",
+        type_v: str = "f16",
+        flash_attn_type: FlashAttention | str = FlashAttention.AUTO,
+        kv_unified: bool = False,
+        swa_full: bool = True,
+        embeddings: bool = False,
+        pooling_type: PoolingType | str = PoolingType.UNSPECIFIED,
+        attention_type: AttentionType | str = AttentionType.UNSPECIFIED,
+        rope_scaling_type: RopeScaling | str = RopeScaling.UNSPECIFIED,
+        rope_freq_base: float = 0.0,
+        rope_freq_scale: float = 0.0,
+        offload_kqv: bool = True,
+        op_offload: bool = True,
+    ) -> None:
+        model._handle.check_open()
+        if model.params.vocab_only:
+            raise ContextError(f"{model._handle.name} has no weights to compute with: vocab_only=True")
+        if n_ctx is None:
+            n_ctx = min(model.n_ctx_train or DEFAULT_N_CTX, DEFAULT_N_CTX)
+        self.model = model
+        self.params = ContextParams(
+            n_ctx=n_ctx, n_batch=n_batch, n_ubatch=n_ubatch, n_seq_max=n_seq_max, n_outputs_max=n_outputs_max,
+            n_threads=n_threads, n_threads_batch=n_threads_batch, type_k=type_k, type_v=type_v,
+            flash_attn_type=member("flash_attn_type", flash_attn_type, FlashAttention),
+            kv_unified=kv_unified, swa_full=swa_full, embeddings=embeddings,
+            pooling_type=member("pooling_type", pooling_type, PoolingType),
+            attention_type=member("attention_type", attention_type, AttentionType),
+            rope_scaling_type=member("rope_scaling_type", rope_scaling_type, RopeScaling),
+            rope_freq_base=rope_freq_base, rope_freq_scale=rope_freq_scale,
+            offload_kqv=offload_kqv, op_offload=op_offload,
+        )  # fmt: skip
+        _refuse_kv_cache(model, self.params)
+
+        cancel = ffi.new("og_cancel *")  # ggml reads it between the nodes of a graph, as long as the context lives
+        c_params = self.params.to_c()
+        c_params.abort_callback = ffi.addressof(lib, "og_should_abort")
+        c_params.abort_callback_data = cancel
+        forget_log()
+        with model._handle as model_ptr:
+            ptr = not_null(
+                lib.llama_init_from_model(model_ptr, c_params),
+                lambda log: ContextError(f"no context could be made for {model._handle.name}", log=log),
+            )
+
+            def request_stop() -> None:
+                cancel.requested = 1
+
+            name = f"Context of {model._handle.name}"
+            self._own(Handle(name, ptr, lib.llama_free, model._handle, cancel=request_stop, exclusive=True))
+        self._cancel = cancel
+        self._step = 0  # counts the calls that overwrite the outputs
+        self._rows: frozenset[int] = frozenset()  # what llama.h may be asked for
+        self._encoded = False
+        self.n_ctx: int = lib.llama_n_ctx(ptr)
+        self.n_ctx_seq: int = lib.llama_n_ctx_seq(ptr)
+        self.n_batch: int = lib.llama_n_batch(ptr)
+        self.n_ubatch: int = lib.llama_n_ubatch(ptr)
+        self.n_seq_max: int = lib.llama_n_seq_max(ptr)
+        self._n_outputs_max = self.params.n_outputs_max or self.n_batch
+        self._whole = not lib.llama_get_causal_attn(ptr)  # such a batch cannot be split into micro-batches
+        self.memory = Memory(self)
+
+    def decode(self, batch: Batch) -> None:
+        """Compute a batch and add it to the memory (``llama_decode``). Its rows with ``logits=True`` can be read then.
+
+        Ctrl-C, ``cancel()`` and ``close()`` stop it between two operations, on the CPU within some milliseconds.
+
+        Raises:
+            ValueError: the batch is empty, too long, or has tokens or sequences that the context does not.
+            NoKVSlot, Aborted, InvalidBatch, DecodeFailed: see DecodeError for what memory holds then.
+        """
+        if self.model.has_encoder and not self._encoded:
+            raise ContextError(f"{self._handle.name}: its decoder reads the encoder's output; call encode() first")
+        self._compute(batch, lib.llama_decode, "llama_decode", self._whole or not self.memory._ptr)
+
+    def encode(self, batch: Batch) -> None:
+        """Run a batch through the encoder, for the decoder to read (``llama_encode``).
+
+        Raises ContextError for a model without an encoder, and otherwise as ``decode`` does.
+        """
+        if not self.model.has_encoder:
+            raise ContextError(f"{self._handle.name}: the model has no encoder; use decode()")
+        self._compute(batch, lib.llama_encode, "llama_encode", True)
+        self._encoded = True
+
+    def _compute(self, batch: Batch, function: Callable[[Any, Any], int], name: str, whole: bool) -> None:
+        self._check_batch(batch, whole)
+        with self._handle as ptr:
+            cancel = self._cancel
+            cancel.requested = 0
+            cancel.poll_signals = threading.get_ident() == threading.main_thread().ident
+            cancel.next_poll_us = 0
+            # Whatever happens from here on, the rows of the step before are gone.
+            self._step += 1
+            self._rows = frozenset()
+            forget_log()
+            batch._in_use = True
+            try:
+                code = function(ptr, batch._c[0])
+            finally:
+                batch._in_use = False
+            if code == 0:
+                self._rows = frozenset(range(len(batch)) if self.params.embeddings else batch._rows)
+            decoded(code, name, len(batch))
+
+    def _check_batch(self, batch: Batch, whole: bool) -> None:
+        n = len(batch)
+        limit = min(self.n_batch, self.n_ubatch) if whole else self.n_batch
+        if not n:
+            raise ValueError("batch is empty")
+        if n > limit:
+            name = "n_ubatch" if whole and limit == self.n_ubatch else "n_batch"
+            raise ValueError(f"batch has {n} tokens, over {name}={limit}: decode it in pieces, or make {name} larger")
+        if batch._max_token >= self.model.vocab.n_tokens:
+            raise ValueError(f"batch has token {batch._max_token}; the model has 0 to {self.model.vocab.n_tokens - 1}")
+        if batch._max_seq_id >= self.n_seq_max:
+            sequence("batch's seq_ids", batch._max_seq_id, self.n_seq_max)
+        rows = n if self.params.embeddings else len(batch._rows)
+        if rows > self._n_outputs_max:
+            raise ValueError(f"batch asks for logits of {rows} rows, more than n_outputs_max={self._n_outputs_max}")
+
+    def logits(self, row: int) -> Logits:
+        """Return the logits of a row of the last decode: a read-only view, float32[n_vocab], not normalised.
+
+        It is valid until the next decode; use after that raises StaleLogitsError. ``logits(row).copy()`` keeps it.
+        A negative row counts from the end of the rows that asked for logits: -1 is the last (``llama_get_logits_ith``).
+
+        Raises ValueError for a row that did not ask for logits.
+        """
+        from .logits import Logits
+
+        return Logits(self, self._readable(row), self._step)
+
+    def argmax(self, row: int) -> int:
+        """Return the token with the largest logit of a row, the first of equals; reads the logits once."""
+        with self._handle as ptr:
+            logits = lib.llama_get_logits_ith(ptr, self._readable(row))
+            return int(lib.og_argmax(logits, self.model.vocab.n_tokens))
+
+    def _readable(self, row: int) -> int:
+        """Return ``row`` of the last batch, from 0, or raise: llama.h aborts for rows that were not computed."""
+        if row in self._rows:
+            return row
+        self._handle.check_open()
+        row = number("row", row, -(2**31))
+        if row < 0 and -row <= len(self._rows):
+            return sorted(self._rows)[row]
+        rows = ", ".join(map(str, sorted(self._rows)[:8])) or "none"
+        raise ValueError(
+            f"row {row} has no logits. The last successful decode has {len(self._rows)} rows with logits ({rows}); "
+            "ask for them with batch.add(..., logits=True)"
+        )
+
+    def cancel(self) -> None:
+        """Stop the decode that is running on another thread; it raises Aborted. Does nothing when none is running."""
+        self._handle.check_open()
+        self._cancel.requested = 1
+
+    def synchronize(self) -> None:
+        """Wait until all computations are finished (``llama_synchronize``); reading results does so by itself."""
+        with self._handle as ptr:
+            lib.llama_synchronize(ptr)
+
+    def set_n_threads(self, n_threads: int, n_threads_batch: int | None = None) -> None:
+        """Change the number of threads, for one token and for more than one (``llama_set_n_threads``)."""
+        checked = ContextParams(n_threads=n_threads, n_threads_batch=n_threads_batch)
+        with self._handle as ptr:
+            lib.llama_set_n_threads(ptr, checked.n_threads, checked.n_threads_batch)
+
+
+def _refuse_kv_cache(model: Model, params: ContextParams) -> None:
+    """Raise for a KV cache that llama.cpp would abort on, or that the system would kill the process for."""
+    arch = model.metadata.get("general.architecture", "")
+
+    def head(name: str) -> set[int]:
+        sizes = {model.metadata.get(f"{arch}.attention.{name}_length{suffix}", "") for suffix in ("", "_swa")}
+        return {int(size) for size in sizes if size.isdigit()} or {model.n_embd // max(model.n_head, 1)}
+
+    per_cell = 0.0
+    for name, type_name, sizes in (("type_k", params.type_k, head("key")), ("type_v", params.type_v, head("value"))):
+        ggml_type = KV_TYPES[type_name]
+        if lib.ggml_is_quantized(ggml_type) and any(size % _QUANT_BLOCK for size in sizes):
+            raise ContextError(f"{name}={type_name!r} needs heads of a multiple of {_QUANT_BLOCK} values, not {sizes}")
+        per_cell += model.n_head_kv * max(sizes) * lib.ggml_type_size(ggml_type) / lib.ggml_blck_size(ggml_type)
+    if model.is_recurrent:
+        return
+    layers = model.n_layer if params.swa_full or not model.n_swa else -(-model.n_layer // 8)
+    needed = int(per_cell * layers * params.n_ctx)
+    there = sum(device.memory_total for device in devices())
+    if needed > there:
+        raise ContextError(
+            f"n_ctx={params.n_ctx} takes a KV cache of {needed / 2**30:,.1f} GiB; this machine has "
+            f"{there / 2**30:,.1f} GiB. Make n_ctx smaller, or type_k and type_v"
+        )

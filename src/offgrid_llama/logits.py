@@ -1,0 +1,126 @@
+"""Logits: one row of a decode's result, read where llama.cpp wrote it, and only as long as it is there.
+
+llama.cpp overwrites the buffer in the next decode and frees it with the context. A plain NumPy view would then show another
+step's numbers, or read freed memory. So this is a revocable view: it acts as a read-only ``float32[n_vocab]`` array in
+NumPy's own protocols, and each use checks, under the context's lock, that its step is still the last one. What it gives
+out never shares the memory. Imported with the first ``context.logits(row)``, because it needs NumPy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.lib.mixins import NDArrayOperatorsMixin
+
+from ._capi import ffi, lib
+from .errors import StaleLogitsError
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+    from .context import Context
+
+__all__ = ["Logits"]
+
+
+class Logits(NDArrayOperatorsMixin):
+    """A read-only float32 view of ``n_vocab`` logits, valid until the context's next decode.
+
+    Indexing, operators, NumPy functions and ndarray's methods work on it: ``row[7]``, ``row.argmax()``,
+    ``np.exp(row - row.max())``. Slices and ``np.asarray(row)`` are copies. After the next decode, or when the context is
+    closed, every use raises StaleLogitsError or ClosedError; ``copy()`` keeps the numbers.
+    """
+
+    def __init__(self, context: Context, row: int, step: int) -> None:
+        self._context = context
+        self._row = row
+        self._step = step
+
+    @property
+    def row(self) -> int:
+        """The row of the batch."""
+        return self._row
+
+    @property
+    def shape(self) -> tuple[int]:
+        """``(n_vocab,)``."""
+        return (self._context.model.vocab.n_tokens,)
+
+    @property
+    def dtype(self) -> np.dtype[np.float32]:
+        """Always float32."""
+        return np.dtype(np.float32)
+
+    def copy(self) -> npt.NDArray[np.float32]:
+        """Return the numbers in an array of their own, writable, with no bond to the context."""
+        with self._context._handle as ptr:
+            copy: npt.NDArray[np.float32] = self._view(ptr).copy()
+            return copy
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __repr__(self) -> str:
+        stale = "" if self._step == self._context._step and not self._context.closed else " (stale)"
+        return f"<Logits of row {self._row}: float32[{len(self)}]{stale}>"
+
+    def __iter__(self) -> Iterator[np.float32]:
+        return iter(self.copy())
+
+    def __getitem__(self, index: Any) -> Any:
+        with self._context._handle as ptr:
+            return _owned(self._view(ptr)[index])
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> npt.NDArray[Any]:
+        if copy is False:
+            raise ValueError("logits cannot be shared without a copy: they do not outlive the next decode")
+        return self.copy() if dtype is None else self.copy().astype(dtype, copy=False)
+
+    def __array_ufunc__(self, ufunc: np.ufunc, method: str, *inputs: Any, **kwargs: Any) -> Any:
+        if any(isinstance(out, Logits) for out in kwargs.get("out", ())):
+            raise ValueError("logits are read-only; write to a copy()")
+        with self._context._handle as ptr:
+            mine = self._view(ptr)
+            plain = [mine if x is self else x.copy() if isinstance(x, Logits) else x for x in inputs]
+            return _owned(getattr(ufunc, method)(*plain, **kwargs))
+
+    def __array_function__(self, function: Any, _types: Any, args: Any, kwargs: Any) -> Any:
+        def plain(value: Any) -> Any:
+            if isinstance(value, Logits):
+                return value.copy()
+            return type(value)(map(plain, value)) if type(value) in (list, tuple) else value
+
+        return function(*plain(args), **{key: plain(value) for key, value in kwargs.items()})
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_") or name in ("base", "ctypes", "data", "flat"):  # these would give the memory out
+            raise AttributeError(f"Logits has no {name}; take copy() first")
+        attribute = getattr(np.ndarray, name)  # AttributeError for what no array has
+        if not callable(attribute):
+            with self._context._handle as ptr:
+                return _owned(getattr(self._view(ptr), name))
+
+        def method(*args: Any, **kwargs: Any) -> Any:
+            with self._context._handle as ptr:
+                return _owned(getattr(self._view(ptr), name)(*args, **kwargs))
+
+        method.__name__ = name
+        return method
+
+    def _view(self, context_ptr: Any) -> npt.NDArray[np.float32]:
+        """Return the array over llama.cpp's buffer; the caller holds the context and lets nothing of it out."""
+        if self._step != self._context._step:
+            raise StaleLogitsError(
+                f"these logits (row {self._row}) were overwritten by a later decode; take copy() before the next one"
+            )
+        pointer = lib.llama_get_logits_ith(context_ptr, self._row)
+        view = np.frombuffer(ffi.buffer(pointer, 4 * len(self)), dtype=np.float32)
+        view.flags.writeable = False
+        return view
+
+
+def _owned(value: Any) -> Any:
+    """Return ``value`` without a bond to llama.cpp's buffer."""
+    return value.copy() if isinstance(value, np.ndarray) and value.base is not None else value

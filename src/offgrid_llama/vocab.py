@@ -1,0 +1,222 @@
+"""Vocab: text to tokens and back (``llama_vocab``). Borrowed: it lives in its Model and dies with it."""
+
+from __future__ import annotations
+
+import re
+import threading
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from ._capi import ffi, lib
+from ._check import filled, number, text_of
+from .errors import NativeError, TokenizeError
+from .params import TokenAttr, VocabType
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from .model import Model
+
+__all__ = ["MAX_TEXT_BYTES", "Vocab"]
+
+MAX_TEXT_BYTES = 64 * 1024 * 1024
+"""Longest text that tokenize() takes, in bytes of UTF-8."""
+
+MAX_RUN_BYTES = 1024 * 1024
+"""Longest stretch of text without a space, or of spaces alone, in bytes of UTF-8."""
+
+# Some pre-tokenizers go through std::regex, which recurses for each character of a word, some 200 bytes of stack each.
+_SHORT_RUN_BYTES = 1024
+_DEEP_STACK_BYTES = 512 * 1024 * 1024  # reserved, not used: pages come as they are touched
+_LONG_SPACE = re.compile(rb"\s{%d}" % _SHORT_RUN_BYTES)
+
+_T = TypeVar("_T")
+_stack_size_lock = threading.Lock()
+
+
+class Vocab:
+    """The tokens of a model. Get it as ``model.vocab``; it holds the model, and is borrowed from it.
+
+    Attributes:
+        n_tokens: how many there are; token ids are 0 to ``n_tokens - 1``.
+        type: the tokenizer's algorithm.
+        bos, eos, eot, sep, nl, pad, mask: special tokens, None where the vocabulary has none: beginning of sentence,
+            end of sentence, end of turn, separator, new line, padding, mask.
+        fim_pre, fim_suf, fim_mid, fim_pad, fim_rep, fim_sep: fill-in-the-middle tokens, or None.
+        add_bos, add_eos, add_sep: what ``add_special=True`` adds.
+    """
+
+    def __init__(self, model: Model) -> None:
+        self._model = model
+        self._handle = model._handle
+        with self._handle as ptr:
+            self._ptr = vocab = lib.llama_model_get_vocab(ptr)
+            self.n_tokens: int = lib.llama_vocab_n_tokens(vocab)
+            self.type = VocabType(lib.llama_vocab_type(vocab))
+            self.add_bos: bool = lib.llama_vocab_get_add_bos(vocab)
+            self.add_eos: bool = lib.llama_vocab_get_add_eos(vocab)
+            self.add_sep: bool = lib.llama_vocab_get_add_sep(vocab)
+
+            def special(name: str) -> int | None:
+                token = getattr(lib, f"llama_vocab_{name}")(vocab)
+                return None if token == lib.LLAMA_TOKEN_NULL else int(token)
+
+            self.bos, self.eos, self.eot = special("bos"), special("eos"), special("eot")
+            self.sep, self.nl, self.pad, self.mask = special("sep"), special("nl"), special("pad"), special("mask")
+            self.fim_pre, self.fim_suf, self.fim_mid = special("fim_pre"), special("fim_suf"), special("fim_mid")
+            self.fim_pad, self.fim_rep, self.fim_sep = special("fim_pad"), special("fim_rep"), special("fim_sep")
+
+    def __len__(self) -> int:
+        return self.n_tokens
+
+    def __repr__(self) -> str:
+        return f"<Vocab of {self._handle.name}: {self.n_tokens} tokens, {self.type.name}>"
+
+    def tokenize(self, text: str | bytes, *, add_special: bool = True, parse_special: bool = False) -> list[int]:
+        """Return the token ids of ``text`` (``llama_tokenize``). Safe to call from several threads.
+
+        Args:
+            text: str, or bytes that are valid UTF-8; at most MAX_TEXT_BYTES, and MAX_RUN_BYTES without a space.
+            add_special: add the tokens that the model wants at the beginning and at the end, such as BOS.
+            parse_special: read ``<s>`` and the like as control tokens. Leave it False for text from users.
+
+        Raises:
+            UnicodeError: bytes that are no UTF-8, or str with lone surrogates.
+            TokenizeError: the text is too long, or the tokenizer gave up.
+        """
+        if isinstance(text, bytes):
+            text.decode("utf-8")  # llama.cpp terminates the process on some byte strings that are no UTF-8
+            data = text
+        elif isinstance(text, str):
+            data = text.encode("utf-8")
+        else:
+            raise TypeError(f"text must be str or bytes, not {type(text).__name__}")
+        if len(data) > MAX_TEXT_BYTES:
+            raise TokenizeError(f"text has {len(data):,} bytes; at most {MAX_TEXT_BYTES:,} can be tokenized at once")
+
+        def run() -> tuple[Any, int]:
+            with self._handle:
+                return filled(
+                    lambda tokens, size: lib.llama_tokenize(
+                        self._ptr, data, len(data), tokens, size, add_special, parse_special
+                    ),
+                    "llama_token[]", len(data) // 2 + 8,
+                )  # fmt: skip
+
+        run_bytes = _longest_run(data)
+        if run_bytes > MAX_RUN_BYTES:
+            raise TokenizeError(
+                f"text has {run_bytes:,} bytes without a space; at most {MAX_RUN_BYTES:,} can be tokenized"
+            )
+        try:
+            tokens, count = run() if run_bytes <= _SHORT_RUN_BYTES else _on_deep_stack(run)
+        except (NativeError, OverflowError) as error:
+            raise TokenizeError(f"the text of {len(data):,} bytes could not be tokenized: {error}") from error
+        return list(ffi.unpack(tokens, count)) if count else []
+
+    def detokenize(self, tokens: Sequence[int], *, remove_special: bool = False, unparse_special: bool = False) -> str:
+        """Return the text of ``tokens`` (``llama_detokenize``); bytes that are no UTF-8 become U+FFFD.
+
+        Args:
+            tokens: token ids.
+            remove_special: leave out the tokens that ``add_special=True`` adds.
+            unparse_special: write control tokens as their text; by default they give nothing.
+        """
+        ids = [self._id(f"tokens[{i}]", token) for i, token in enumerate(tokens)]
+        if not ids:
+            return ""
+        c_ids = ffi.new("llama_token[]", ids)
+        with self._handle:
+            text, count = filled(
+                lambda buffer, size: lib.llama_detokenize(
+                    self._ptr, c_ids, len(ids), buffer, size, remove_special, unparse_special
+                ),
+                "char[]", 8 * len(ids) + 16,
+            )  # fmt: skip
+        return bytes(ffi.buffer(text, count)).decode("utf-8", "replace")
+
+    def piece(self, token: int, *, special: bool = False, lstrip: int = 0) -> bytes:
+        """Return the bytes that ``token`` stands for (``llama_token_to_piece``).
+
+        One token may be a part of a UTF-8 character: join pieces through TextStream. Control tokens give ``b""`` unless
+        ``special``. ``lstrip`` leaves out up to that many spaces at the beginning.
+        """
+        number("lstrip", lstrip, 0)
+        with self._handle:
+            self._id("token", token)
+            buffer, count = filled(
+                lambda buffer, size: lib.llama_token_to_piece(self._ptr, token, buffer, size, lstrip, special),
+                "char[]", 64,
+            )  # fmt: skip
+        return bytes(ffi.buffer(buffer, count))
+
+    def text(self, token: int) -> str:
+        """Return the token as the vocabulary spells it, for instance ``Ġthe`` (``llama_vocab_get_text``)."""
+        with self._handle:
+            return text_of(lib.llama_vocab_get_text(self._ptr, self._id("token", token)))
+
+    def score(self, token: int) -> float:
+        """Return the token's score; its meaning depends on the tokenizer (``llama_vocab_get_score``)."""
+        with self._handle:
+            return float(lib.llama_vocab_get_score(self._ptr, self._id("token", token)))
+
+    def attr(self, token: int) -> TokenAttr:
+        """Return what kind of token it is (``llama_vocab_get_attr``)."""
+        with self._handle:
+            return TokenAttr(lib.llama_vocab_get_attr(self._ptr, self._id("token", token)))
+
+    def is_eog(self, token: int) -> bool:
+        """Whether the token ends the generation: EOS, EOT and their like (``llama_vocab_is_eog``)."""
+        with self._handle:
+            return bool(lib.llama_vocab_is_eog(self._ptr, self._id("token", token)))
+
+    def is_control(self, token: int) -> bool:
+        """Whether the token is no text (``llama_vocab_is_control``)."""
+        with self._handle:
+            return bool(lib.llama_vocab_is_control(self._ptr, self._id("token", token)))
+
+    def suppress_tokens(self) -> list[int]:
+        """Return the tokens that the model says must not be generated (``llama_vocab_get_suppress_tokens``)."""
+        count = ffi.new("int32_t *")
+        with self._handle:
+            tokens = lib.llama_vocab_get_suppress_tokens(self._ptr, count)
+            return list(ffi.unpack(tokens, count[0])) if tokens and count[0] else []
+
+    def _id(self, name: str, token: int) -> int:
+        if type(token) is int and 0 <= token < self.n_tokens:
+            return token
+        return number(name, token, 0, self.n_tokens - 1)
+
+
+def _longest_run(data: bytes) -> int:
+    """Return the length of the longest stretch with no change between space and no space; short ones may give less."""
+    if len(data) <= _SHORT_RUN_BYTES:
+        return len(data)
+    word = max(map(len, data.split()), default=0)
+    if not _LONG_SPACE.search(data):
+        return word
+    return max(word, *(len(match[0]) for match in re.finditer(rb"\s{%d,}" % _SHORT_RUN_BYTES, data)))
+
+
+def _on_deep_stack(run: Callable[[], _T]) -> _T:
+    """Run on a thread whose stack lasts for std::regex, which recurses for each letter; pages come as they are used."""
+    result: list[_T] = []
+    failure: list[BaseException] = []
+
+    def body() -> None:
+        try:
+            result.append(run())
+        except BaseException as error:
+            failure.append(error)
+
+    with _stack_size_lock:
+        before = threading.stack_size(_DEEP_STACK_BYTES)
+        try:
+            thread = threading.Thread(target=body, name="offgrid_llama.tokenize", daemon=True)
+            thread.start()
+        finally:
+            threading.stack_size(before)
+    thread.join()
+    if failure:
+        raise failure[0]
+    return result[0]

@@ -1,0 +1,93 @@
+"""What the tests share: the two real models, llama.cpp's own files, and child processes that may die.
+
+The models come from the store, which downloads them on first use. A test that closes a model opens its own.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+import pytest
+
+import offgrid_llama as og
+from offgrid_llama import store
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+
+class RunChild(Protocol):
+    """Type of the ``run_child`` fixture."""
+
+    def __call__(
+        self, source: str, *args: str | os.PathLike[str], timeout: float = 60, env: Mapping[str, str] | None = None
+    ) -> subprocess.CompletedProcess[str]:
+        """Run ``source`` with ``args`` as ``sys.argv[1:]``; nothing is asserted about how it ends."""
+
+
+def pytest_configure() -> None:
+    """Write no core files: some children die on purpose."""
+    if sys.platform != "win32":
+        import resource
+
+        resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
+
+
+@pytest.fixture(scope="session")
+def llama_cpp_dir() -> Path:
+    """The pinned llama.cpp, with its vocabularies in ``models``."""
+    return Path(__file__).parents[1] / "vendor" / "llama.cpp"
+
+
+@pytest.fixture(scope="session")
+def smollm2_path() -> Path:
+    """SmolLM2 135M Instruct: 98 MB, llama architecture, BPE, 49,152 tokens."""
+    return store.resolve("smollm2-135m-instruct")
+
+
+@pytest.fixture(scope="session")
+def gemma_path() -> Path:
+    """Gemma 3 270M: 253 MB, sliding-window attention, SPM, 262,144 tokens."""
+    return store.resolve("gemma-3-270m")
+
+
+@pytest.fixture(scope="session")
+def smollm2(smollm2_path: Path) -> Iterator[og.Model]:
+    """SmolLM2, open for the whole session; do not close it."""
+    with og.Model(smollm2_path) as model:
+        yield model
+
+
+@pytest.fixture(scope="session")
+def gemma(gemma_path: Path) -> Iterator[og.Model]:
+    """Gemma 3, open for the whole session; do not close it."""
+    with og.Model(gemma_path) as model:
+        yield model
+
+
+@pytest.fixture(scope="session")
+def child_command() -> list[str]:
+    """How a child is started: Python's own checks on, every warning an error; the source and its arguments follow."""
+    return [sys.executable, "-X", "dev", "-W", "error", "-c"]
+
+
+@pytest.fixture(scope="session")
+def run_child(child_command: list[str]) -> RunChild:
+    """Run Python source in a process of its own, which may hang or die without harm to the test run."""
+
+    def run(
+        source: str, *args: str | os.PathLike[str], timeout: float = 60, env: Mapping[str, str] | None = None
+    ) -> subprocess.CompletedProcess[str]:
+        command = [*child_command, textwrap.dedent(source), *map(os.fspath, args)]
+        # On a failed assertion ggml would start a debugger on the process.
+        environment = {**os.environ, "GGML_NO_BACKTRACE": "1", **(env or {})}
+        return subprocess.run(
+            command, capture_output=True, text=True, errors="replace", timeout=timeout, env=environment, check=False
+        )
+
+    return run
