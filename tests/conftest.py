@@ -83,7 +83,7 @@ def run_child(child_command: list[str]) -> RunChild:
     def run(
         source: str, *args: str | os.PathLike[str], timeout: float = 60, env: Mapping[str, str] | None = None
     ) -> subprocess.CompletedProcess[str]:
-        command = [*child_command, textwrap.dedent(source), *map(os.fspath, args)]
+        command = [*child_command, textwrap.dedent(source), *(os.fspath(argument) for argument in args)]
         # On a failed assertion ggml would start a debugger on the process.
         environment = {**os.environ, "GGML_NO_BACKTRACE": "1", **(env or {})}
         return subprocess.run(

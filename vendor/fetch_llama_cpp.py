@@ -79,7 +79,9 @@ def unpack_objects(sdist: Path, folder: Path) -> Path:
         inner = f"/.git/modules/{SUBMODULE}/"
         members = [member for member in archive.getmembers() if inner in f"/{member.name}/"]
         archive.extractall(folder, members=members)  # noqa: S202 - its sha256 is pinned above
-    return next(folder.glob(f"*/.git/modules/{SUBMODULE}"))
+    objects = next(folder.glob(f"*/.git/modules/{SUBMODULE}"))
+    git("config", "--file", str(objects / "config"), "--unset", "core.worktree")  # its files were left in the archive
+    return objects
 
 
 def fetch() -> str:

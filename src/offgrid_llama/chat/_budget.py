@@ -26,7 +26,7 @@ from offgrid_llama.errors import ChatTemplateError
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-__all__ = ["CONTAINERS", "VIEWS", "Budget", "current", "each", "made", "walk", "weigh"]
+__all__ = ["CONTAINERS", "VIEWS", "Budget", "compared", "current", "each", "made", "walk", "weigh"]
 
 CONTAINERS = (list, tuple, dict)
 VIEWS = (KeysView, ItemsView, ValuesView)
@@ -136,6 +136,12 @@ def weigh(value: Any) -> int:
         if weight > budget.max_weight:
             raise ChatTemplateError(f"a value has more than {budget.max_weight:,} elements")
     return weight
+
+
+def compared(value: Any) -> Any:
+    """Charge for going through all of ``value``; return it."""
+    current.get().tick(weigh(value))
+    return value
 
 
 def made(container: Any) -> Any:

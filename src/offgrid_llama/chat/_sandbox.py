@@ -1,50 +1,41 @@
 """The jinja2 environment that chat templates are rendered in.
 
-It starts from ``ImmutableSandboxedEnvironment``, set up as transformers sets it up, and closes two gaps. A template may
-use time and memory without end there, and the origin of text is lost (``_budget`` and ``_spans`` say how these are
-dealt with). This file makes sure that nothing gets around them, so it is about every door out of a template:
+It is ``ImmutableSandboxedEnvironment``, set up as transformers sets it up, with two gaps closed: there a template may
+use time and memory without end, and the origin of text is lost. ``_budget`` and ``_spans`` say how these are dealt
+with; this file sees to it that nothing gets around them. So it goes through every door that jinja2 has:
 
-- operators: + - * / // % ** come through ``call_binop``; ~, slices, literals, the right side of comparisons and what
-  a loop goes over are wrapped in filters by ``_Metering``, a pass over the parsed template
-- output: each ``{{ }}`` comes through ``finalize``, and ``concat`` joins what macros and set blocks gather; each output
-  statement is charged for its constant text
-- calls: ``call`` sees them all and sends those to methods of str to ``_spans``
-- attributes and items: an allow-list by type; no attribute of any other type
-- filters, tests and globals: allow-lists below
-
-Left out of jinja2's filters, because no chat template uses them and each would need a guard of its own: attr, batch,
-filesizeformat, forceescape, groupby, pprint, random, slice, striptags, truncate, urlencode, urlize, wordcount,
-wordwrap, xmlattr; of its globals: cycler, joiner, lipsum. There is no loader, so include, import and extends fail.
+- operators: + - * / // % ** come through ``call_binop``. Slices, ~, literals, comparisons and what a loop goes over
+  have no hook, so ``_Metering`` wraps them in filters after parsing.
+- output: each ``{{ }}`` comes through ``finalize``, and ``concat`` joins what a macro or a set block has gathered. The
+  constant text of each output statement is charged for before it.
+- calls: all come through ``call``, which sends those of methods of str to ``_spans``.
+- attributes: an allow-list by type.
+- filters, tests and globals: those of ``_filters``.
+- other templates: there is no loader, so include, import and extends fail.
 """
 
 from __future__ import annotations
 
 import functools
-import json
-import math
-from datetime import datetime
 from types import BuiltinMethodType
 from typing import TYPE_CHECKING, Any
 
-from jinja2 import TemplateError, Undefined, nodes, pass_context, pass_environment
+from jinja2 import nodes, pass_context
 from jinja2.ext import Extension
-from jinja2.filters import FILTERS, make_attrgetter
-from jinja2.filters import do_title as jinja_title
 from jinja2.runtime import LoopContext, Macro
 from jinja2.sandbox import ImmutableSandboxedEnvironment, SandboxedFormatter
-from jinja2.tests import TESTS
 from jinja2.utils import Namespace
 from jinja2.visitor import NodeTransformer
-from markupsafe import escape
 
 from offgrid_llama.chat import _spans as spans
-from offgrid_llama.chat._budget import CONTAINERS, VIEWS, current, each, made, walk, weigh
+from offgrid_llama.chat._budget import CONTAINERS, VIEWS, compared, current, each, made, weigh
+from offgrid_llama.chat._filters import FILTERS, GLOBALS, TESTS
 from offgrid_llama.errors import ChatTemplateError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable
 
-    from jinja2 import Environment, Template
+    from jinja2 import Template
     from jinja2.parser import Parser
     from jinja2.runtime import Context
 
@@ -52,13 +43,14 @@ __all__ = ["compile_template"]
 
 _MAX_BITS = 4096  # of an integer
 
+_LOOP = "changed cycle depth depth0 first index index0 last length nextitem previtem revindex revindex0"
 _ATTRIBUTES: tuple[tuple[type, frozenset[str]], ...] = (
     (str, frozenset({*spans.METHODS, "format"})),
-    (dict, frozenset({"get", "items", "keys", "values", "copy"})),
-    (list, frozenset({"count", "index", "copy"})),
+    (dict, frozenset({"copy", "get", "items", "keys", "values"})),
+    (list, frozenset({"copy", "count", "index"})),
     (tuple, frozenset({"count", "index"})),
-    (LoopContext, frozenset(name for name in dir(LoopContext) if not name.startswith("_"))),
-    (Macro, frozenset({"name", "arguments", "catch_kwargs", "catch_varargs", "caller"})),
+    (LoopContext, frozenset(_LOOP.split())),
+    (Macro, frozenset({"arguments", "caller", "catch_kwargs", "catch_varargs", "name"})),
 )
 
 
@@ -75,9 +67,7 @@ class _Environment(ImmutableSandboxedEnvironment):
         return isinstance(obj, Namespace)
 
     def getitem(self, obj: Any, argument: Any) -> Any:
-        if isinstance(argument, tuple):  # hash() goes through all of it
-            current.get().tick(weigh(argument))
-        return super().getitem(obj, argument)
+        return super().getitem(obj, compared(argument) if isinstance(argument, tuple) else argument)
 
     def wrap_str_format(self, value: Any) -> Callable[..., str] | None:
         if isinstance(value, BuiltinMethodType) and isinstance(value.__self__, str) and value.__name__ == "format":
@@ -86,27 +76,26 @@ class _Environment(ImmutableSandboxedEnvironment):
         return None
 
     def call_filter(self, name: str, *args: Any, **kwargs: Any) -> Any:
-        if name.startswith("\0"):  # map() takes any name, and the wrappers' are not for templates
-            raise ChatTemplateError(f"no filter named {name!r}")
-        return super().call_filter(name, *args, **kwargs)
+        # map() takes any name, also one that only _Metering may use.
+        return super().call_filter(name.lstrip("\0"), *args, **kwargs)
 
-    def call(__self, __context: Context, __obj: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: B902, N805
+    def call(__self, __context: Context, __obj: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: N805
+        for name in ("_loop_vars", "_block_vars"):  # jinja2's own, for callables that take a context; there are none
+            kwargs.pop(name, None)
         budget = current.get()
         budget.tick(1 + len(args) + len(kwargs))
-        budget.hold(16 * len(args))
-        for value in args:
+        budget.hold(16 * len(args) + 128 * len(kwargs))
+        for value in (*args, *kwargs.values()):
             if isinstance(value, (*CONTAINERS, *VIEWS)):
                 weigh(value)
         owner = getattr(__obj, "__self__", None)
         if isinstance(owner, str):
-            for name in ("_loop_vars", "_block_vars"):  # jinja2's own, for callables that take a context
-                kwargs.pop(name, None)
             budget.tick(1 + len(owner) // 256)
             return spans.METHODS[__obj.__name__](owner, *args, **kwargs)
-        if isinstance(__obj, LoopContext):  # a recursive loop; what it goes over is not seen by _Metering
+        if isinstance(__obj, LoopContext):  # A recursive loop: _Metering saw only what the outermost one goes over.
             args = tuple(each(value) for value in args)
         result = super().call(__context, __obj, *args, **kwargs)
-        return made(result) if isinstance(result, CONTAINERS) and id(result) not in budget.weights else result
+        return made(result) if isinstance(result, CONTAINERS) else result
 
     def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
         budget = current.get()
@@ -115,89 +104,78 @@ class _Environment(ImmutableSandboxedEnvironment):
             return spans.percent(left, right)
         if operator == "+" and isinstance(left, str) and isinstance(right, str):
             return spans.joined([left, right])
-        if operator == "*":
-            if isinstance(left, int):
-                left, right = right, left
-            if isinstance(right, int) and isinstance(left, str):
+        if operator == "*" and isinstance(left, int):
+            left, right = right, left
+        if operator == "*" and isinstance(right, int):
+            if isinstance(left, str):
                 budget.room_for_text(len(left) * max(right, 0), is_ascii=left.isascii())
-                return spans.opaque(str(left) * right, left)
-            if isinstance(right, int) and isinstance(left, (list, tuple)):
+                return spans.opaque(str.__mul__(left, right), left)
+            if isinstance(left, (list, tuple)):
                 budget.room(8 * len(left) * max(right, 0))
         if isinstance(left, int) and isinstance(right, int):
             bits = {"*": left.bit_length() + right.bit_length(), "**": left.bit_length() * max(right, 0)}
             if bits.get(operator, 0) > _MAX_BITS:
-                raise ChatTemplateError(f"an integer of more than {_MAX_BITS} bits")
+                raise ChatTemplateError(f"an integer has more than {_MAX_BITS} bits")
         if isinstance(left, VIEWS):
-            raise TypeError(f"{operator} is not for {type(left).__name__}")
+            raise TypeError(f"{operator} does not take {type(left).__name__}")
         result = super().call_binop(context, operator, left, right)
         return made(result) if isinstance(result, CONTAINERS) else result
 
 
+def _wrap(name: str, node: nodes.Expr, *args: nodes.Expr) -> nodes.Filter:
+    return nodes.Filter(node, name, list(args), [], None, None, lineno=node.lineno)
+
+
 class _Metering(NodeTransformer):
-    """Wrap what jinja2 offers no hook for into filters whose names no template can write."""
+    """Wrap what has no hook into filters whose names a template cannot write."""
 
-    def wrap(self, name: str, node: nodes.Expr, *args: nodes.Expr) -> nodes.Filter:
-        return nodes.Filter(node, name, list(args), [], None, None, lineno=node.lineno)
-
-    def visit_For(self, node: nodes.For) -> nodes.Node:
+    def visit_For(self, node: nodes.For) -> nodes.Node:  # noqa: N802
         self.generic_visit(node)
-        node.iter = self.wrap("\0each", node.iter)
+        node.iter = _wrap("\0each", node.iter)
         return node
 
-    def visit_List(self, node: nodes.List) -> nodes.Node:
-        return self.wrap("\0made", self.generic_visit(node))  # type: ignore[arg-type]
-
-    visit_Dict = visit_List
-
-    def visit_Tuple(self, node: nodes.Tuple) -> nodes.Node:
-        return self.visit_List(node) if node.ctx == "load" else node  # type: ignore[arg-type]
-
-    def visit_Concat(self, node: nodes.Concat) -> nodes.Node:
+    def visit_List(self, node: nodes.List | nodes.Dict | nodes.Tuple) -> nodes.Node:  # noqa: N802
         self.generic_visit(node)
-        return self.wrap("\0concat", nodes.Tuple(node.nodes, "load", lineno=node.lineno))
+        return node if isinstance(node, nodes.Tuple) and node.ctx != "load" else _wrap("\0made", node)
 
-    def visit_Compare(self, node: nodes.Compare) -> nodes.Node:
+    visit_Dict = visit_Tuple = visit_List  # noqa: N815
+
+    def visit_Concat(self, node: nodes.Concat) -> nodes.Node:  # noqa: N802
         self.generic_visit(node)
+        return _wrap("\0concat", nodes.Tuple(node.nodes, "load", lineno=node.lineno))
+
+    def visit_Compare(self, node: nodes.Compare) -> nodes.Node:  # noqa: N802
+        node.expr = self.visit(node.expr)
         for operand in node.ops:
-            # A literal lives no longer than the comparison, and its size is the source's.
-            if isinstance(operand.expr, nodes.Filter) and operand.expr.name == "\0made":
-                operand.expr = operand.expr.node
-            elif not isinstance(operand.expr, nodes.Const):
-                operand.expr = self.wrap("\0compared", operand.expr)
+            # A literal of constants, as in `role in ["user", "tool"]`, is common, small and gone at once.
+            if not _is_constant(operand.expr):
+                operand.expr = _wrap("\0compared", self.visit(operand.expr))
         return node
 
-    def visit_Getitem(self, node: nodes.Getitem) -> nodes.Node:
+    def visit_Getitem(self, node: nodes.Getitem) -> nodes.Node:  # noqa: N802
         self.generic_visit(node)
         if not isinstance(node.arg, nodes.Slice):
             return node
-        none = nodes.Const(None, lineno=node.lineno)
-        return self.wrap("\0sliced", node.node, *(part or none for part in (node.arg.start, node.arg.stop, node.arg.step)))
+        parts = (node.arg.start, node.arg.stop, node.arg.step)
+        return _wrap("\0sliced", node.node, *(part or nodes.Const(None, lineno=node.lineno) for part in parts))
 
-    def visit_Output(self, node: nodes.Output) -> list[nodes.Node]:
+    def visit_Output(self, node: nodes.Output) -> list[nodes.Node]:  # noqa: N802
         self.generic_visit(node)
-        size = 16 * len(node.nodes) + sum(len(part.data) for part in node.nodes if isinstance(part, nodes.TemplateData))
-        return [nodes.ExprStmt(self.wrap("\0output", nodes.Const(size, lineno=node.lineno)), lineno=node.lineno), node]
+        size = sum(16 + (len(part.data) if isinstance(part, nodes.TemplateData) else 0) for part in node.nodes)
+        charge = _wrap("\0output", nodes.Const(size, lineno=node.lineno))
+        return [nodes.ExprStmt(charge, lineno=node.lineno), node]
 
-    def visit_ScopedEvalContextModifier(self, node: nodes.Node) -> nodes.Node:
-        # Markup has operators of its own, which know nothing of origins.
+    def visit_ScopedEvalContextModifier(self, node: nodes.Node) -> nodes.Node:  # noqa: N802
+        # It would bring in Markup, a str with operators of its own that know nothing of origins.
         raise ChatTemplateError(f"line {node.lineno}: autoescape is not for chat templates")
 
-    visit_EvalContextModifier = visit_ScopedEvalContextModifier
+    visit_EvalContextModifier = visit_ScopedEvalContextModifier  # noqa: N815
 
 
-class _Generation(Extension):
-    """``{% generation %}``: marks the assistant's text for training, nothing else. Assignments in it stay in it."""
-
-    tags = {"generation"}  # noqa: RUF012
-
-    def parse(self, parser: Parser) -> nodes.Node:
-        lineno = next(parser.stream).lineno
-        return nodes.Scope(parser.parse_statements(("name:endgeneration",), drop_needle=True), lineno=lineno)
-
-
-def _compared(value: Any) -> Any:
-    current.get().tick(weigh(value))
-    return value
+def _is_constant(node: nodes.Expr) -> bool:
+    if isinstance(node, (nodes.List, nodes.Tuple)):
+        return all(isinstance(item, nodes.Const) for item in node.items)
+    return isinstance(node, nodes.Const)
 
 
 def _output(size: int) -> None:
@@ -209,150 +187,54 @@ def _sliced(value: Any, start: Any, stop: Any, step: Any) -> Any:
     key = slice(start, stop, step)
     if isinstance(value, str):
         return spans.sliced(value, key)
-    if isinstance(value, CONTAINERS):
+    if isinstance(value, (list, tuple)):
         current.get().room(8 * len(value))
         return made(value[key])
     return value[key]
 
 
-def _over(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Meter a filter of jinja2 that goes over its first argument and makes no text of its own."""
-    at = 1 if hasattr(function, "jinja_pass_arg") else 0
+class _Generation(Extension):
+    """``{% generation %}``: marks the assistant's text for training; nothing here. Assignments in it stay in it."""
 
-    @functools.wraps(function)
-    def metered(*args: Any, **kwargs: Any) -> Any:
-        for value in (*args[at + 1 :], *kwargs.values()):
-            if isinstance(value, str):  # may be split at its dots into the names of attributes
-                current.get().room(16 * len(value))
-        result = function(*args[:at], each(args[at]), *args[at + 1 :], **kwargs)
-        return made(result) if isinstance(result, CONTAINERS) and id(result) not in current.get().weights else result
+    tags = {"generation"}  # noqa: RUF012 - jinja2's type
 
-    return metered
-
-
-@pass_environment
-def _join(environment: Environment, value: Any, d: Any = "", attribute: str | int | None = None) -> str:
-    values: Iterable[Any] = each(value)
-    if attribute is not None:
-        values = map(make_attrgetter(environment, attribute), values)
-    return str(spans.METHODS["join"](spans.string(d), [spans.string(item) for item in values]))
-
-
-def _int(value: Any, default: int = 0, base: int = 10) -> int:
-    if isinstance(value, str) and len(value) > 1000:  # int() takes quadratic time
-        return default
-    number: int = FILTERS["int"](value, default, base)
-    return number
-
-
-def _round(value: float, precision: int = 0, method: str = "common") -> float:
-    if abs(precision) > 100:
-        raise ChatTemplateError(f"round() to {precision} digits")
-    number: float = FILTERS["round"](value, precision, method)
-    return number
-
-
-@pass_environment
-def _sum(environment: _Environment, iterable: Any, attribute: str | int | None = None, start: Any = 0) -> Any:
-    if isinstance(start, str):
-        raise TypeError("sum() cannot add texts; use join()")
-    values = each(iterable) if attribute is None else map(make_attrgetter(environment, attribute), each(iterable))
-    context: Any = None
-    for value in values:
-        start = environment.call_binop(context, "+", start, value)
-    return start
-
-
-def _tojson(
-    value: Any,
-    ensure_ascii: bool = False,
-    indent: int | str | None = None,
-    separators: tuple[str, str] | None = None,
-    sort_keys: bool = False,
-) -> str:
-    """Return ``value`` as JSON, as transformers has it: no HTML escapes, and other letters than ASCII as they are."""
-    if (isinstance(indent, int) and indent > 16) or any(len(s) > 16 for s in (separators or ()) + (indent or "",) if isinstance(s, str)):
-        raise ChatTemplateError("tojson() takes an indent and separators of up to 16 characters")
-    width = indent if isinstance(indent, int) else len(indent or "")
-    size, source = 0, None
-    for depth, item in walk(value):
-        size += 40 + depth * width
-        if isinstance(item, str):
-            # A control character becomes \u0000, and with ensure_ascii one outside of the BMP becomes two of these.
-            size += len(item) * (2 if item.isprintable() and (item.isascii() or not ensure_ascii) else 12 if ensure_ascii else 6)
-            source = item if isinstance(item, spans.Text) and item.spans else source
-    current.get().room(size)
-    text = json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
-    return spans.opaque(text, source)
-
-
-def _raise_exception(message: Any) -> None:
-    raise TemplateError(spans.string(message)[:1000])
-
-
-def now() -> datetime:
-    """Return the local time that ``strftime_now`` shows; a function of its own for the tests."""
-    return datetime.now()  # noqa: DTZ005
-
-
-def _strftime_now(format: str) -> str:  # noqa: A002
-    if len(format) > 256:  # the C library's widths can make it up to 256 times as long
-        raise ChatTemplateError("strftime_now() takes a format of up to 256 characters")
-    return spans.opaque(now().strftime(format), format)
+    def parse(self, parser: Parser) -> nodes.Node:
+        lineno = next(parser.stream).lineno
+        return nodes.Scope(parser.parse_statements(("name:endgeneration",), drop_needle=True), lineno=lineno)
 
 
 @pass_context
-def _finalize(_: Context, value: Any) -> str:
-    # Being told the context keeps jinja2 from evaluating constant expressions when it compiles, outside all limits.
+def _finalize(_context: Context, value: Any) -> str:
+    # Asking for the context keeps jinja2 from working out constant expressions when it compiles, before any limit.
     return spans.string(value)
 
 
-def _text_filter(name: str, *arguments: str) -> Callable[..., Any]:
-    """Make the filter of a method of str: the value is turned into text first."""
-    return lambda value, *args, **kwargs: spans.METHODS[name](spans.string(value), *args, **kwargs)
+@functools.cache
+def _environment() -> _Environment:
+    environment = _Environment(
+        trim_blocks=True,
+        lstrip_blocks=True,
+        optimized=False,
+        finalize=_finalize,
+        extensions=[_Generation, "jinja2.ext.loopcontrols"],
+    )
+    environment.filters = {
+        **FILTERS,
+        "\0each": each,
+        "\0made": made,
+        "\0compared": compared,
+        "\0concat": lambda values: spans.joined([spans.string(value) for value in values]),
+        "\0sliced": _sliced,
+        "\0output": _output,
+    }
+    environment.tests = {**TESTS}
+    environment.globals = {**GLOBALS}
+    return environment
 
 
-_FILTERS: dict[str, Callable[..., Any]] = {
-    **{name: FILTERS[name] for name in ("abs", "count", "d", "default", "float", "length")},
-    **{
-        name: _over(FILTERS[name])
-        for name in ("dictsort", "first", "items", "last", "list", "map", "max", "min", "reject", "rejectattr")
-        + ("reverse", "select", "selectattr", "sort", "unique")
-    },
-    **{name: _text_filter(name) for name in ("capitalize", "lower", "replace", "upper")},
-    "center": lambda value, width=80: spans.METHODS["center"](spans.string(value), width),
-    "e": lambda value: spans.opaque(str(escape(_for_escape(value))), value),
-    "format": lambda value, *args, **kwargs: spans.percent(spans.string(value), kwargs or args),
-    "indent": lambda s, *args, **kwargs: spans.indented(spans.string(s), *args, **kwargs),
-    "int": _int,
-    "join": _join,
-    "round": _round,
-    "safe": spans.string,
-    "string": spans.string,
-    "sum": _sum,
-    "title": lambda value: spans.recased(spans.string(value), jinja_title),
-    "tojson": _tojson,
-    "trim": lambda value, chars=None: spans.METHODS["strip"](spans.string(value), chars),
-    "\0each": each,
-    "\0made": made,
-    "\0compared": _compared,
-    "\0concat": lambda values: spans.joined([spans.string(value) for value in values]),
-    "\0sliced": _sliced,
-    "\0output": _output,
-}
-
-
-def _for_escape(value: Any) -> str:
-    text = spans.string(value)
-    current.get().room_for_text(6 * len(text), is_ascii=text.isascii())
-    return text
-
-
-def _metered_test(test: Callable[..., bool]) -> Callable[..., bool]:
-    @functools.wraps(test)
-    def metered(*args: Any) -> bool:
-        for value in args:
-            _compared(value)
-        return test(*args)
-
-    return metered
+def compile_template(source: str) -> Template:
+    """Compile ``source``. Raises jinja2's TemplateSyntaxError, ``ChatTemplateError`` or RecursionError."""
+    environment = _environment()
+    tree = _Metering().visit(environment.parse(source))
+    tree.set_environment(environment)
+    return environment.from_string(tree)

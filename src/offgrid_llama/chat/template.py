@@ -1,0 +1,234 @@
+"""Chat templates: from a conversation to the prompt that the model was trained on.
+
+A chat template is a jinja2 program that comes with the model: code from a stranger. It runs in a sandbox, with limits
+on time, steps, memory and output, and sees nothing but the conversation and plain values (``_sandbox``).
+
+A conversation is text from strangers, too. What they write must not turn into control tokens, or a message could end
+its own turn and open one in the system's name. So the prompt is made as parts: text that the template wrote, in which
+control tokens are meant, and text that came with the conversation, in which they are not (``_spans``). render() is the
+same text in one piece; to tokenize that with control tokens recognized is the mistake that parts() is there to avoid.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from offgrid_llama.errors import ChatTemplateError
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from offgrid_llama.chat._budget import Budget
+
+__all__ = ["ChatTemplate", "Part"]
+
+_MAX_SOURCE = 128 * 1024
+_MAX_DEPTH = 64
+_MEMORY = 32 * 2**20
+
+# A role is a word of the protocol rather than text: templates build control tokens from these, as in '<|' + role + '|>'.
+_ROLES = frozenset({"assistant", "developer", "function", "ipython", "model", "system", "tool", "user"})
+
+
+class Part(NamedTuple):
+    """A piece of a prompt.
+
+    ``special`` says that the template wrote it: control tokens in ``text`` are meant as such (``parse_special=True``).
+    Otherwise it came with the conversation, and the same characters are nothing but text (``parse_special=False``).
+
+    Pieces that are tokenized one by one meet at borders where whole text would have none, and a tokenizer may then cut
+    words differently. To get the tokens of the whole text, take the control tokens out of the special parts first, and
+    tokenize all that is between two of them, of either kind, as one text with ``parse_special=False``.
+    """
+
+    text: str
+    special: bool
+
+
+class ChatTemplate:
+    """A compiled chat template. It does not change, and threads may share it.
+
+    ``source`` is the jinja2 text, of up to 131,072 characters; ``name`` is for error messages. ``bos_token`` and
+    ``eos_token`` are the texts of these tokens, which many templates write out; they count as the template's.
+
+    ``max_seconds`` of wall-clock time, ``max_steps`` of loops, calls and the like, and ``max_output`` characters are
+    what one rendering may take. Memory is limited to 32 MiB and nine times the size of what is passed in. Going over a
+    limit is a ``ChatTemplateError``.
+
+    Raises ``ChatTemplateError``, with the line, for a template that does not compile, and with the command to install
+    it where jinja2 is missing.
+    """
+
+    def __init__(
+        self,
+        source: str,
+        *,
+        bos_token: str = "",
+        eos_token: str = "",
+        name: str = "",
+        max_seconds: float = 2.0,
+        max_steps: int = 4_000_000,
+        max_output: int = 8 * 2**20,
+    ) -> None:
+        self.source = source
+        self.name = name
+        self.bos_token = bos_token
+        self.eos_token = eos_token
+        self.max_seconds = max_seconds
+        self.max_steps = max_steps
+        self.max_output = max_output
+        if len(source) > _MAX_SOURCE:
+            raise ChatTemplateError(self._message(f"{len(source):,} characters; {_MAX_SOURCE:,} are allowed"))
+        try:
+            from offgrid_llama.chat import _sandbox
+        except ImportError as error:
+            message = "chat templates need jinja2: pip install 'offgrid-llama[chat]'"
+            raise ChatTemplateError(message) from error
+        problem = ""
+        try:
+            self._template = _sandbox.compile_template(source)
+        except Exception as error:
+            line = getattr(error, "lineno", None)
+            what = "nested too deeply" if isinstance(error, RecursionError) else str(error).split("\n")[0]
+            problem = f"line {line}: {what}" if line else what
+        if problem:
+            # Outside of the except block, so that the error does not keep the parser's frames alive.
+            raise ChatTemplateError(self._message(problem))
+
+    def __repr__(self) -> str:
+        return f"ChatTemplate(name={self.name!r}, {len(self.source)} characters)"
+
+    def render(
+        self, messages: Sequence[Mapping[str, Any]], *, add_generation_prompt: bool = True, **variables: Any
+    ) -> str:
+        """Return the prompt as one text; the arguments and errors are those of parts()."""
+        return "".join(
+            part.text for part in self.parts(messages, add_generation_prompt=add_generation_prompt, **variables)
+        )
+
+    def parts(
+        self, messages: Sequence[Mapping[str, Any]], *, add_generation_prompt: bool = True, **variables: Any
+    ) -> list[Part]:
+        """Return the prompt as parts, none empty, of alternating kind; joined they are what render() returns.
+
+        ``messages`` are dicts with "role", "content" and whatever else the template knows. ``variables`` are more of
+        what it may use, such as ``tools``, ``documents`` or ``enable_thinking``. All must be like JSON: dict, list,
+        tuple, str, int, float, bool or None, with str keys, nested 64 deep at most.
+
+        The text of all of these is ``special=False``, but for roles that are one of assistant, developer, function,
+        ipython, model, system, tool and user.
+
+        Raises ``TypeError`` or ``ValueError``, naming the argument, for values that are not like JSON;
+        ``ChatTemplateError`` if the template refuses the conversation, is broken, or goes over its limits.
+        """
+        from offgrid_llama.chat import _budget
+
+        if isinstance(messages, (str, bytes)) or not isinstance(messages, Sequence):
+            raise TypeError(f"messages: must be a list of dicts, not {type(messages).__name__}")
+        for at, message in enumerate(messages):
+            if not isinstance(message, Mapping):
+                raise TypeError(f"messages[{at}]: must be a dict, not {type(message).__name__}")
+        for name in variables:
+            if name in ("bos_token", "eos_token") or name in self._template.globals:
+                raise TypeError(f"{name}: not a variable that can be passed")
+        budget = _budget.Budget(
+            max_seconds=self.max_seconds, max_steps=self.max_steps, max_text=self.max_output, max_memory=2**63
+        )
+        token = _budget.current.set(budget)
+        try:
+            arguments = {"messages": messages, "tools": None, "documents": None, **variables}
+            data = {name: _copy(value, name, budget) for name, value in arguments.items()}
+            for message in data["messages"]:
+                if message.get("role") in _ROLES:
+                    message["role"] = str.__str__(message["role"])
+            budget.max_weight += sum(budget.weights.get(id(value), 0) for value in data.values())
+            budget.max_memory = _MEMORY + 9 * budget.memory
+            pieces, problem = self._run(
+                {
+                    **data,
+                    "add_generation_prompt": bool(add_generation_prompt),
+                    "bos_token": self.bos_token,
+                    "eos_token": self.eos_token,
+                }
+            )
+            if not problem:
+                return _parts(pieces)
+        finally:
+            _budget.current.reset(token)
+        raise ChatTemplateError(self._message(problem))
+
+    def _run(self, variables: dict[str, Any]) -> tuple[list[str], str]:
+        """Return the pieces that the template writes, and what went wrong if something did."""
+        pieces, size = [], 0
+        try:
+            for piece in self._template.root_render_func(self._template.new_context(variables)):
+                size += len(piece)
+                if size > self.max_output:
+                    raise ChatTemplateError(f"it writes more than {self.max_output:,} characters")
+                pieces.append(piece)
+        except Exception as error:
+            # A text, not the error: that would keep all of the template's values alive.
+            what = "calls are nested too deeply" if isinstance(error, RecursionError) else str(error).split("\n")[0]
+            line = self._line(error.__traceback__)
+            what = what[:1000] or type(error).__name__
+            return [], f"line {line}: {what}" if line else what
+        return pieces, ""
+
+    def _line(self, traceback: TracebackType | None) -> int | None:
+        """Return the line of the template that was being rendered."""
+        line = None
+        while traceback is not None:
+            if traceback.tb_frame.f_globals.get("__jinja_template__") is self._template:
+                line = self._template.get_corresponding_lineno(traceback.tb_lineno)
+            traceback = traceback.tb_next
+        return line
+
+    def _message(self, problem: str) -> str:
+        return f"chat template {self.name!r}: {problem}" if self.name else f"chat template: {problem}"
+
+
+def _copy(value: Any, path: str, budget: Budget, depth: int = 0) -> Any:
+    """Return a copy of plain containers, in which every text is marked as the caller's."""
+    from offgrid_llama.chat._spans import from_caller
+
+    if value is None or isinstance(value, (bool, int, float)):
+        return value
+    if isinstance(value, str):
+        return from_caller(value)
+    if depth >= _MAX_DEPTH:
+        raise ValueError(f"{path.partition('[')[0]}: nested deeper than {_MAX_DEPTH}")
+    copy: dict[Any, Any] | list[Any]
+    if isinstance(value, Mapping):
+        copy = {}
+        for key, item in value.items():
+            if not isinstance(key, str):
+                raise TypeError(f"{path}: keys must be str, not {type(key).__name__}")
+            copy[from_caller(key)] = _copy(item, f"{path}[{key!r}]", budget, depth + 1)
+    elif isinstance(value, (list, tuple)):
+        copy = [_copy(item, f"{path}[{at}]", budget, depth + 1) for at, item in enumerate(value)]
+    else:
+        raise TypeError(f"{path}: must be like JSON (dict, list, str, int, float, bool or None), not {type(value).__name__}")
+    budget.enter(copy)
+    return copy
+
+
+def _parts(pieces: list[str]) -> list[Part]:
+    """Cut the pieces where the origin changes, and join what is of one kind."""
+    runs: list[tuple[bool, list[str]]] = []
+
+    def add(text: str, special: bool) -> None:
+        if text and runs and runs[-1][0] is special:
+            runs[-1][1].append(text)
+        elif text:
+            runs.append((special, [text]))
+
+    for piece in pieces:
+        at = 0
+        for start, end in getattr(piece, "spans", ()):
+            add(str.__getitem__(piece, slice(at, start)), True)
+            add(str.__getitem__(piece, slice(start, end)), False)
+            at = end
+        add(str.__getitem__(piece, slice(at, None)), True)
+    return [Part("".join(texts), special) for special, texts in runs]

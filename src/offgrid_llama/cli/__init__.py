@@ -1,0 +1,22 @@
+"""The command line, ``offgrid-llama``: ``app.py`` says what there is, ``exits.py`` how it ends."""
+
+from __future__ import annotations
+
+import sys
+
+__all__ = ["main"]
+
+
+def main() -> int:
+    """Run the command line with the arguments of this process, and return the exit code."""
+    try:
+        from .app import run_app
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] not in ("typer", "rich"):
+            raise
+        hint = "offgrid-llama: the command line needs typer and rich: pip install 'offgrid-llama[cli]'"
+        sys.stderr.write(hint + "\n")
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    return run_app(sys.argv[1:])

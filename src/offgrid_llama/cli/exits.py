@@ -1,0 +1,76 @@
+"""How the program ends: one exit code and one line for each thing that can go wrong."""
+
+from __future__ import annotations
+
+import errno
+import re
+
+from ..errors import (
+    ContextError,
+    GGUFError,
+    GrammarError,
+    ModelLoadError,
+    OffgridLlamaError,
+    StoreError,
+    UnknownModelError,
+)
+
+__all__ = ["FAILURE", "INTERRUPTED", "MISSING", "PIPE", "TABLE", "Usage", "explain"]
+
+FAILURE = 1
+USAGE = 2
+MISSING = 3
+BAD_MODEL = 4
+NO_ROOM = 5
+INTERRUPTED = 130
+PIPE = 141
+
+TABLE = {
+    0: "done",
+    FAILURE: "it failed",
+    USAGE: "wrong usage: an option, a value or a grammar that is not possible",
+    MISSING: "no such model or file, or it cannot be read",
+    BAD_MODEL: "the file is no GGUF, is cut off, or cannot be loaded",
+    NO_ROOM: "the download failed, or a disk is full",
+    INTERRUPTED: "interrupted by Ctrl-C",
+    PIPE: "the reader of the output went away",
+}
+
+_KINDS: tuple[tuple[type[Exception], int], ...] = (
+    (UnknownModelError, MISSING),
+    (StoreError, NO_ROOM),
+    (GGUFError, BAD_MODEL),
+    (ModelLoadError, BAD_MODEL),
+    (GrammarError, USAGE),
+    (OffgridLlamaError, FAILURE),
+    (ValueError, USAGE),
+)
+_DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+
+
+class Usage(ValueError):
+    """Options that do not go together."""
+
+
+def explain(error: Exception) -> tuple[int, str]:
+    """Return the exit code and the message for whatever a command raised."""
+    show = getattr(error, "format_message", None)  # of click's exceptions; typer has its own copy of click
+    if show is not None:
+        return USAGE, show()
+    if isinstance(error, OSError):
+        where = f"{error.filename}: " if error.filename is not None else ""
+        code = NO_ROOM if error.errno in _DISK_FULL else MISSING if where else FAILURE
+        return code, f"{where}{error.strerror or error}"
+    message = error.message + _reason(error) if isinstance(error, OffgridLlamaError) else str(error)
+    for kind, code in _KINDS:
+        if isinstance(error, kind):
+            return code, message
+    return FAILURE, f"unexpected {type(error).__name__}: {message} (--verbose shows where)"
+
+
+def _reason(error: OffgridLlamaError) -> str:
+    """Return what llama.cpp gave as its reason, where its own message is the only one that has it."""
+    if not error.log or not isinstance(error, (ModelLoadError, ContextError, GGUFError)):
+        return ""
+    # The first line is nearest to the cause; those after it are from the functions around.
+    return ": " + re.sub(r"^\w+: (error loading model: )?", "", error.log[0])

@@ -1,0 +1,79 @@
+"""Options that several commands have, and the way from ``--model`` to a file."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from .. import store
+from . import output
+
+__all__ = ["GpuLayers", "Json", "ModelName", "Verbose", "gpu_layers", "read_text", "to_file"]
+
+log = logging.getLogger("offgrid_llama.cli")
+
+
+class _Printable(logging.Formatter):
+    """llama.cpp logs what is in a model's metadata."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return output.printable(super().format(record))
+
+
+def _begin_log(verbose: bool) -> bool:
+    logger = logging.getLogger("offgrid_llama")
+    if verbose and not any(isinstance(handler.formatter, _Printable) for handler in logger.handlers):
+        handler = logging.StreamHandler()
+        handler.setFormatter(_Printable("%(levelname).1s %(name)s: %(message)s"))
+        logger.addHandler(handler)
+        logger.setLevel(logging.DEBUG)
+    return verbose
+
+
+Verbose = Annotated[
+    bool,
+    typer.Option("--verbose", "-v", callback=_begin_log, is_eager=True, help="Show llama.cpp's log, on stderr."),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON; errors are a line of JSON on stderr then.")]
+ModelName = Annotated[
+    str,
+    typer.Option("--model", "-m", metavar="NAME|FILE", help="A name that `models` lists, hf:ORG/REPO/FILE.gguf, or a file."),
+]
+GpuLayers = Annotated[
+    str,
+    typer.Option("--n-gpu-layers", metavar="N|auto", help="Layers to keep on the GPU; -1 is all, auto is what is there."),
+]
+
+
+def gpu_layers(text: str) -> int | Literal["auto"]:
+    """Return what ``--n-gpu-layers`` says."""
+    if text == "auto":
+        return "auto"
+    try:
+        return int(text)
+    except ValueError:
+        raise typer.BadParameter(f"--n-gpu-layers is a number or auto, not {text!r}") from None
+
+
+def to_file(name: str) -> Path:
+    """Return the file that a name or path stands for; download it, and say so, if it is not there yet."""
+    with output.download(name) as progress:
+        return store.resolve(name, progress=progress)
+
+
+def read_text(argument: str) -> str:
+    """Return the argument, or what stdin has where it is ``-``. Raises ValueError for what is no UTF-8."""
+    if argument != "-":
+        data = argument.encode("utf-8", "surrogateescape")
+        where = "the argument"
+    else:
+        data = sys.stdin.buffer.read()
+        where = "stdin"
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{where} is no UTF-8: byte {data[error.start]:#04x} at {error.start}") from None

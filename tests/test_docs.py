@@ -1,0 +1,62 @@
+"""The code in README.md and docs/ runs as it stands, and what it promises is what happens."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+_BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+
+
+def blocks(page: Path) -> list[tuple[str, str, int]]:
+    """Return the fenced blocks of a page: language, body, line."""
+    text = page.read_text(encoding="utf-8")
+    return [(match[1], match[2], text.count("\n", 0, match.start()) + 1) for match in _BLOCK.finditer(text)]
+
+
+BLOCKS = [
+    pytest.param(page, body, id=f"{page.relative_to(ROOT)}:{line}")
+    for page in PAGES
+    for language, body, line in blocks(page)
+    if language == "python"
+]
+
+
+@pytest.mark.parametrize(("page", "code"), BLOCKS)
+def test_code_runs(page: Path, code: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each block of Python in the pages runs by itself, in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+    exec(compile(code, f"{page.name}", "exec"), {"__name__": "__main__"})
+
+
+def test_a_screenful_prints_real_text(capsys: pytest.CaptureFixture[str]) -> None:
+    """The README's first example prints what a model that works would say."""
+    code = next(body for language, body, _ in blocks(ROOT / "README.md") if language == "python")
+    exec(compile(code, "README.md", "exec"), {"__name__": "__main__"})
+    first, *_, last = capsys.readouterr().out.split("\n")[:-1]
+    assert "Paris" in first
+    assert last.endswith(("yes", "no"))
+
+
+def test_the_readme_has_two_commands_first() -> None:
+    """The README's two commands stand before any other code, and each is one line."""
+    blocks = re.findall(
+        r"^```(\w+)\n(.*?)^```$", (ROOT / "README.md").read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL
+    )
+    assert [kind for kind, _ in blocks[:2]] == ["bash", "bash"]
+    run, test = (body.strip() for _, body in blocks[:2])
+    assert "\n" not in run
+    assert run.endswith('offgrid-llama run "What is 2+2?"')
+    assert "\n" not in test
+    assert test.endswith("pytest")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_lead_somewhere(page: Path) -> None:
+    """A link from one page to another file of the repository finds it."""
+    targets = re.findall(r"\]\((?!https?://|#)([^)#]+)", page.read_text(encoding="utf-8"))
+    assert [target for target in targets if not (page.parent / target).exists()] == []
