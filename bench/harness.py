@@ -44,6 +44,7 @@ def in_turn(
         share = max(0.0, (busy - own) / (taken * (os.cpu_count() or 1)))
         if share > DISTURBED and repeated < patience * rounds:
             repeated += 1
+            print(f"other processes had {share:.0%} of the CPUs: this round is taken again", file=sys.stderr)
             continue
         shares.append(share)
         for side, value in found.items():

@@ -39,9 +39,19 @@ def text_of(pointer: Any) -> str:
     return ffi.string(pointer).decode("utf-8", "replace") if pointer else ""
 
 
-def not_null(pointer: Any, failure: Callable[[tuple[str, ...]], OffgridLlamaError]) -> Any:
-    """Return ``pointer``, or raise: a callback's exception, a C++ exception, or ``failure(last log lines)``."""
-    raise_pending()
+def not_null(
+    pointer: Any, failure: Callable[[tuple[str, ...]], OffgridLlamaError], free: Callable[[Any], object] | None = None
+) -> Any:
+    """Return ``pointer``, or raise: a callback's exception, a C++ exception, or ``failure(last log lines)``.
+
+    ``free`` is for a pointer that is there although a callback raised, such as Ctrl-C while the log was written.
+    """
+    try:
+        raise_pending()
+    except BaseException:
+        if pointer and free is not None:
+            free(pointer)
+        raise
     if pointer:
         return pointer
     raise_caught()

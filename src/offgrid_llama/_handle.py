@@ -21,9 +21,12 @@ import warnings
 import weakref
 from collections.abc import Callable
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .errors import ClosedError, ForkError
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 __all__ = ["Handle", "Owner"]
 
@@ -170,33 +173,43 @@ class Handle:
         thread that is closing it already. RuntimeError in a callback of the object's, or a child's, own call.
         """
         me = threading.get_ident()
+        if _forked:  # whoever holds the locks, or is in a call, is not in this process: nothing to wait for or to free
+            self._state = self._state or "is closed"
+            for child in tuple(self._children.values()):
+                child.close()
+            return
         with self._mutex:
-            if self._ptr is None or (self._state and self._closer == me):
-                return
+            # Another thread that closes it may give up, on Ctrl-C; then it is this one's turn.
+            while self._state and self._ptr is not None and self._closer != me:
+                self._wait(lambda: self._ptr is None or not self._state)
             if self._state:
-                self._wait(lambda: self._ptr is None)
                 return
             self._refuse_own_callback(me)
             self._state, self._closer = "is closed", me  # from here on no new call and no new child
         try:
             while self._children:
-                next(reversed(self._children.values())).close()
+                for child in reversed(tuple(self._children.values())):
+                    child.close()
             with self._mutex:
                 if self._busy and self._cancel is not None:
                     self._cancel()
                 self._wait(lambda: not self._busy)
         except BaseException:  # Ctrl-C while waiting: as if close() had not been called
-            self._state, self._closer = "", 0
+            with self._mutex:
+                self._state, self._closer = "", 0
+                self._changed.notify_all()
             raise
-        if self._free is not None and not _forked:
-            self._free(self._ptr)
-        self._leave_parents()
-        with self._mutex:
-            self._ptr = None
-            self._changed.notify_all()
+        try:
+            if self._free is not None:
+                self._free(self._ptr)
+        finally:  # Ctrl-C comes after the call
+            self._leave_parents()
+            with self._mutex:
+                self._ptr = None
+                self._changed.notify_all()
 
     def _refuse_own_callback(self, me: int) -> None:
-        if me in self._busy:
+        if me in self._busy or self._closer == me:
             raise RuntimeError(f"{self.name} cannot be closed from a callback of its own call")
         for child in tuple(self._children.values()):
             child._refuse_own_callback(me)
@@ -215,8 +228,10 @@ class Handle:
 
 def _finalize(handle: Handle) -> None:
     if not handle.closed and not _forked:
-        warnings.warn(f"unclosed {handle.name}: use `with`, or call close()", ResourceWarning, stacklevel=2)
-        handle.close()
+        try:
+            warnings.warn(f"unclosed {handle.name}: use `with`, or call close()", ResourceWarning, stacklevel=2)
+        finally:  # the warning may be an error
+            handle.close()
 
 
 class Owner:
@@ -239,7 +254,7 @@ class Owner:
         self._handle.close()
         self._finalizer.detach()
 
-    def __enter__(self) -> Any:
+    def __enter__(self) -> Self:
         self._handle.check_open()
         return self
 

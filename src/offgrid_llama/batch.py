@@ -6,7 +6,9 @@ refuses to read the others, where llama.h would abort.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import threading
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Literal
 
 from ._capi import ffi
@@ -45,7 +47,8 @@ class Batch:
         )  # fmt: skip
         self._rows: list[int] = []
         self._max_token = self._max_seq_id = -1
-        self._in_use = False
+        self._readers = 0  # decodes that read the arrays now
+        self._mutex = threading.Lock()
 
     def __len__(self) -> int:
         return int(self._c.n_tokens)
@@ -134,8 +137,19 @@ class Batch:
         self._max_token = self._max_seq_id = -1
         self._c.n_tokens = 0
 
+    @contextmanager
+    def _decoding(self) -> Iterator[None]:
+        """Refuse changes, as long as the block lasts; contexts in several threads may decode the same batch."""
+        with self._mutex:
+            self._readers += 1
+        try:
+            yield
+        finally:
+            with self._mutex:
+                self._readers -= 1
+
     def _writable(self, more: int) -> None:
-        if self._in_use:
+        if self._readers:
             raise RuntimeError("the batch is being decoded on another thread")
         if len(self) + more > self.capacity:
             raise ValueError(

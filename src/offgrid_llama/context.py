@@ -120,6 +120,7 @@ class Context(Owner):
             ptr = not_null(
                 lib.llama_init_from_model(model_ptr, c_params),
                 lambda log: ContextError(f"no context could be made for {model._handle.name}", log=log),
+                lib.llama_free,
             )
 
             def request_stop() -> None:
@@ -131,13 +132,14 @@ class Context(Owner):
         self._step = 0  # counts the calls that overwrite the outputs
         self._rows: frozenset[int] = frozenset()  # what llama.h may be asked for
         self._encoded = False
-        self.n_ctx: int = lib.llama_n_ctx(ptr)
-        self.n_ctx_seq: int = lib.llama_n_ctx_seq(ptr)
-        self.n_batch: int = lib.llama_n_batch(ptr)
-        self.n_ubatch: int = lib.llama_n_ubatch(ptr)
-        self.n_seq_max: int = lib.llama_n_seq_max(ptr)
+        with self._handle as ptr:  # another thread may close the model by now
+            self.n_ctx: int = lib.llama_n_ctx(ptr)
+            self.n_ctx_seq: int = lib.llama_n_ctx_seq(ptr)
+            self.n_batch: int = lib.llama_n_batch(ptr)
+            self.n_ubatch: int = lib.llama_n_ubatch(ptr)
+            self.n_seq_max: int = lib.llama_n_seq_max(ptr)
+            self._whole = not lib.llama_get_causal_attn(ptr)  # such a batch cannot be split into micro-batches
         self._n_outputs_max = self.params.n_outputs_max or self.n_batch
-        self._whole = not lib.llama_get_causal_attn(ptr)  # such a batch cannot be split into micro-batches
         self.memory = Memory(self)
 
     def decode(self, batch: Batch) -> None:
@@ -164,21 +166,18 @@ class Context(Owner):
         self._encoded = True
 
     def _compute(self, batch: Batch, function: Callable[[Any, Any], int], name: str, whole: bool) -> None:
-        self._check_batch(batch, whole)
-        with self._handle as ptr:
+        with self._handle as ptr, batch._decoding():
+            self._check_batch(batch, whole)
             cancel = self._cancel
             cancel.requested = 0
+            self._handle.check_open()  # a close() that has asked to stop before the line above
             cancel.poll_signals = threading.get_ident() == threading.main_thread().ident
             cancel.next_poll_us = 0
             # Whatever happens from here on, the rows of the step before are gone.
             self._step += 1
             self._rows = frozenset()
             forget_log()
-            batch._in_use = True
-            try:
-                code = function(ptr, batch._c[0])
-            finally:
-                batch._in_use = False
+            code = function(ptr, batch._c[0])
             if code == 0:
                 self._rows = frozenset(range(len(batch)) if self.params.embeddings else batch._rows)
             decoded(code, name, len(batch))
@@ -209,6 +208,7 @@ class Context(Owner):
         """
         from .logits import Logits
 
+        self._handle.check_open()
         return Logits(self, self._readable(row), self._step)
 
     def argmax(self, row: int) -> int:

@@ -70,6 +70,7 @@ class Logits(NDArrayOperatorsMixin):
         return iter(self.copy())
 
     def __getitem__(self, index: Any) -> Any:
+        index = _plain(index)
         with self._context._handle as ptr:
             return _owned(self._view(ptr)[index])
 
@@ -79,20 +80,18 @@ class Logits(NDArrayOperatorsMixin):
         return self.copy() if dtype is None else self.copy().astype(dtype, copy=False)
 
     def __array_ufunc__(self, ufunc: np.ufunc, method: str, *inputs: Any, **kwargs: Any) -> Any:
-        if any(isinstance(out, Logits) for out in kwargs.get("out", ())):
+        targets = inputs[:1] if method == "at" else kwargs.get("out", ())  # at() writes through read-only flags
+        if any(isinstance(target, Logits) for target in targets):
             raise ValueError("logits are read-only; write to a copy()")
+        others = [None if x is self else _plain(x) for x in inputs]  # each takes its own context's lock: before ours
+        kwargs = {key: _plain(value) for key, value in kwargs.items()}
         with self._context._handle as ptr:
             mine = self._view(ptr)
-            plain = [mine if x is self else x.copy() if isinstance(x, Logits) else x for x in inputs]
+            plain = [mine if x is self else other for x, other in zip(inputs, others, strict=True)]
             return _owned(getattr(ufunc, method)(*plain, **kwargs))
 
     def __array_function__(self, function: Any, _types: Any, args: Any, kwargs: Any) -> Any:
-        def plain(value: Any) -> Any:
-            if isinstance(value, Logits):
-                return value.copy()
-            return type(value)(map(plain, value)) if type(value) in (list, tuple) else value
-
-        return function(*plain(args), **{key: plain(value) for key, value in kwargs.items()})
+        return function(*_plain(args), **{key: _plain(value) for key, value in kwargs.items()})
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("_") or name in ("base", "ctypes", "data", "flat"):  # these would give the memory out
@@ -103,6 +102,8 @@ class Logits(NDArrayOperatorsMixin):
                 return _owned(getattr(self._view(ptr), name))
 
         def method(*args: Any, **kwargs: Any) -> Any:
+            args = _plain(args)
+            kwargs = {key: _plain(value) for key, value in kwargs.items()}
             with self._context._handle as ptr:
                 return _owned(getattr(self._view(ptr), name)(*args, **kwargs))
 
@@ -119,6 +120,15 @@ class Logits(NDArrayOperatorsMixin):
         view = np.frombuffer(ffi.buffer(pointer, 4 * len(self)), dtype=np.float32)
         view.flags.writeable = False
         return view
+
+
+def _plain(value: Any) -> Any:
+    """Return ``value`` with a copy for each Logits in it."""
+    if isinstance(value, Logits):
+        array = value.copy()
+        array.flags.writeable = False  # so that np.copyto(row, ...) does not seem to work
+        return array
+    return type(value)(map(_plain, value)) if type(value) in (list, tuple) else value
 
 
 def _owned(value: Any) -> Any:

@@ -46,7 +46,8 @@ class Sampler(Owner):
 
 
 def _make(name: str, ptr: Any, vocab: Vocab | None = None) -> Sampler:
-    ptr = not_null(ptr, lambda log: SamplerError(f"the sampler {name} could not be made", log=log))
+    failure = lambda log: SamplerError(f"the sampler {name} could not be made", log=log)  # noqa: E731
+    ptr = not_null(ptr, failure, lib.llama_sampler_free)
     parents = (vocab._handle,) if vocab is not None else ()
     return Sampler(Handle(f"sampler {name}", ptr, lib.llama_sampler_free, *parents, exclusive=True), name, vocab)
 
@@ -199,15 +200,20 @@ class SamplerChain(Owner):
     def __init__(self, samplers: Iterable[Sampler] = ()) -> None:
         start()
         self._begin(lib.llama_sampler_chain_init(lib.llama_sampler_chain_default_params()), [], {}, None)
+        taken = list(samplers)
         try:
-            for sampler in samplers:
+            for sampler in taken:
                 self.add(sampler)
         except BaseException:
+            for sampler in taken:  # the caller may have no other name for them
+                if isinstance(sampler, Sampler):
+                    sampler.close()
             self.close()
             raise
 
     def _begin(self, ptr: Any, names: list[str], grammars: dict[int, Any], vocab: Vocab | None) -> None:
-        ptr = not_null(ptr, lambda log: SamplerError("the sampler chain could not be made", log=log))
+        failure = lambda log: SamplerError("the sampler chain could not be made", log=log)  # noqa: E731
+        ptr = not_null(ptr, failure, lib.llama_sampler_free)
         parents = (vocab._handle,) if vocab is not None else ()
         self._own(Handle("SamplerChain", ptr, lib.llama_sampler_free, *parents, exclusive=True))
         self._names = names
@@ -240,6 +246,7 @@ class SamplerChain(Owner):
         if vocab is not None and self._vocab is not None and vocab._handle is not self._vocab._handle:
             raise ValueError(f"{sampler.name} is for {vocab._handle.name}, the chain for {self._vocab._handle.name}")
         with self._handle as chain:
+            sampler._handle.check_open()
             if vocab is not None and self._vocab is None:
                 self._handle.adopt(vocab._handle)
                 self._vocab = vocab

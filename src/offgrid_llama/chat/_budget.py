@@ -3,8 +3,8 @@
 Python cannot interrupt an operation from within, so everything rests on one idea: where every value is bounded, every
 single operation is short, and it is enough to look at the clock between operations. Three meters:
 
-- Steps count iterations, calls, elements touched and, 256 at a time, characters touched. The clock is read every few
-  steps, so the deadline holds to within a few bounded operations.
+- Steps count iterations, calls, elements touched and, 1,024 at a time, characters touched. The clock is read every
+  few steps, so the deadline holds to within a few bounded operations.
 - Memory counts the bytes of each text that is made; the text gives them back when it dies (``_spans.Text``). Lists
   and the like are charged for good, as nothing tells when they die. What may become large asks for room first.
 - Weight is a value's size for an operation that goes through all of it (``==``, hash(), sort, str()). A list that
@@ -26,8 +26,9 @@ from offgrid_llama.errors import ChatTemplateError
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-__all__ = ["CONTAINERS", "VIEWS", "Budget", "compared", "current", "each", "made", "walk", "weigh"]
+__all__ = ["CHARS_PER_STEP", "CONTAINERS", "VIEWS", "Budget", "compared", "current", "each", "made", "walk", "weigh"]
 
+CHARS_PER_STEP = 1024
 CONTAINERS = (list, tuple, dict)
 VIEWS = (KeysView, ItemsView, ValuesView)
 _SIZED = (str, range, *CONTAINERS, *VIEWS)
@@ -46,8 +47,18 @@ class Budget:
     data by its id(), so that the data need not be gone through again and again.
     """
 
-    __slots__ = ("_deadline", "_look_at", "max_memory", "max_seconds", "max_steps")
-    __slots__ += ("max_text", "max_weight", "memory", "steps", "weights")
+    __slots__ = (
+        "_deadline",
+        "_look_at",
+        "max_memory",
+        "max_seconds",
+        "max_steps",
+        "max_text",
+        "max_weight",
+        "memory",
+        "steps",
+        "weights",
+    )
 
     def __init__(self, *, max_seconds: float, max_steps: int, max_text: int, max_memory: int) -> None:
         self.max_seconds = max_seconds
@@ -85,19 +96,18 @@ class Budget:
         """Ask whether a text of ``length`` characters may be made."""
         if length > self.max_text:
             raise ChatTemplateError(f"a text of {length:,} characters is longer than the {self.max_text:,} allowed")
-        self.tick(1 + length // 256)
         self.room(length if is_ascii else 4 * length)
 
     def enter(self, data: Any) -> int:
         """Note the weight of a container of the caller's data, whose elements were entered before; return it."""
         children = (*data, *data.values()) if isinstance(data, dict) else data
-        weight = 1 + sum(self.weights[id(child)] if isinstance(child, CONTAINERS) else _leaf(child) for child in children)
+        weight = 1 + sum(self.weights.get(id(child)) or _leaf(child) for child in children)
         self.weights[id(data)] = weight
         return weight
 
 
 def _leaf(value: Any) -> int:
-    return 1 + len(value) // 256 if isinstance(value, str) else 1
+    return 1 + len(value) // CHARS_PER_STEP if isinstance(value, str) else 1
 
 
 def walk(value: Any, *, into_data: bool = True) -> Iterator[tuple[int, Any]]:

@@ -51,8 +51,9 @@ def _over(function: Callable[..., Any]) -> Callable[..., Any]:
     return metered
 
 
-def _metered(test: Callable[..., bool]) -> Callable[..., bool]:
-    return functools.wraps(test)(lambda *args: test(*[compared(arg) for arg in args]))
+def _metered(test: Any) -> Callable[..., bool]:
+    """Meter a test of jinja2 that compares its arguments."""
+    return lambda *args: test(*[compared(arg) for arg in args])
 
 
 @pass_environment
@@ -65,9 +66,7 @@ def _join(environment: SandboxedEnvironment, value: Any, d: Any = "", attribute:
 
 
 @pass_environment
-def _sum(
-    environment: SandboxedEnvironment, iterable: Any, attribute: str | int | None = None, start: Any = 0
-) -> Any:
+def _sum(environment: SandboxedEnvironment, iterable: Any, attribute: str | int | None = None, start: Any = 0) -> Any:
     if isinstance(start, str):
         raise TypeError("sum() does not add text; use join()")
     values = each(iterable)
@@ -91,6 +90,13 @@ def _round(value: float, precision: int = 0, method: str = "common") -> float:
     return result
 
 
+def _title(value: Any) -> str:
+    text = spans.string(value)
+    if len(text) > 100_000:  # jinja2's title() cuts it into words
+        raise ChatTemplateError("title() takes up to 100,000 characters")
+    return spans.recased(text, JINJA_FILTERS["title"])
+
+
 def _escape(value: Any) -> str:
     text = spans.string(value)
     current.get().room_for_text(6 * len(text), is_ascii=text.isascii())
@@ -108,17 +114,17 @@ def _tojson(
     width = indent if isinstance(indent, int) else len(indent or "")
     if max(width, *(len(separator) for separator in separators or ("", ""))) > 16:
         raise ChatTemplateError("tojson() takes an indent and separators of up to 16 characters")
+    budget = current.get()
     size = 0
     sources = []
     for depth, item in walk(value):
-        size += 40 + depth * width
-        if isinstance(item, str):
-            # \\u0000 for a control character, and with ensure_ascii twice that for what is outside of the BMP.
-            plain = item.isprintable() and (item.isascii() or not ensure_ascii)
-            size += len(item) * (2 if plain else 12 if ensure_ascii else 6)
-            if isinstance(item, spans.Text) and item.spans:
-                sources = [item]
-    current.get().room(size)
+        # \u0000 for a control character, and with ensure_ascii two of these for what is outside of the BMP.
+        size += 8 + depth * width + spans.written(item, 12 if ensure_ascii else 6)
+        if isinstance(item, str) and ensure_ascii and not item.isascii():
+            size += 12 * len(item)
+        if isinstance(item, spans.Text) and item.spans:
+            sources = [item]
+    budget.room(size)
     text = json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
     return spans.opaque(text, *sources)
 
@@ -129,7 +135,7 @@ def _raise_exception(message: Any) -> None:
 
 def now() -> datetime:
     """Return what strftime_now() shows: the local time. It is a function so that tests can put another in its place."""
-    return datetime.now()  # noqa: DTZ005
+    return datetime.now()
 
 
 def _strftime_now(format: str) -> str:  # noqa: A002 - transformers' name
@@ -143,12 +149,12 @@ def _of(name: str) -> Callable[..., Any]:
     return lambda value, *args: spans.METHODS[name](spans.string(value), *args)
 
 
-_OVER = ("dictsort", "first", "items", "last", "list", "map", "max", "min", "reject", "rejectattr", "reverse", "select")
-_OVER += ("selectattr", "sort", "unique")
+_OVER = "dictsort first items last list map max min reject rejectattr reverse select selectattr sort unique"
+_COMPARING = "== eq equalto != ne > gt greaterthan >= ge < lt lessthan <= le in sameas"
 
 FILTERS: dict[str, Callable[..., Any]] = {
     **{name: JINJA_FILTERS[name] for name in ("abs", "count", "d", "default", "float", "length")},
-    **{name: _over(JINJA_FILTERS[name]) for name in _OVER},
+    **{name: _over(JINJA_FILTERS[name]) for name in _OVER.split()},
     **{name: _of(name) for name in ("capitalize", "lower", "upper")},
     "center": lambda value, width=80: spans.METHODS["center"](spans.string(value), width),
     "e": _escape,
@@ -157,21 +163,21 @@ FILTERS: dict[str, Callable[..., Any]] = {
     "indent": lambda s, width=4, first=False, blank=False: spans.indented(spans.string(s), width, first, blank),
     "int": _int,
     "join": _join,
-    "replace": lambda s, old, new, count=-1: spans.replaced(spans.string(s), spans.string(old), spans.string(new), count),
+    "replace": lambda s, old, new, count=-1: spans.replaced(
+        spans.string(s), spans.string(old), spans.string(new), count
+    ),
     "round": _round,
     "safe": spans.string,
     "string": spans.string,
     "sum": _sum,
-    "title": lambda value: spans.recased(spans.string(value), JINJA_FILTERS["title"]),
+    "title": _title,
     "tojson": _tojson,
     "trim": lambda value, chars=None: spans.METHODS["strip"](spans.string(value), chars),
 }
 
-TESTS: dict[str, Callable[..., bool]] = {
+TESTS: dict[str, Any] = {
     **JINJA_TESTS,
-    **{name: _metered(JINJA_TESTS[name]) for name in ("==", "eq", "equalto", "!=", "ne", "in", "sameas")},
-    **{name: _metered(JINJA_TESTS[name]) for name in (">", "gt", "greaterthan", "ge", ">=", "<", "lt", "lessthan")},
-    **{name: _metered(JINJA_TESTS[name]) for name in ("<=", "le")},
+    **{name: _metered(JINJA_TESTS[name]) for name in _COMPARING.split()},
     "lower": lambda value: spans.string(value).islower(),
     "upper": lambda value: spans.string(value).isupper(),
 }

@@ -17,7 +17,6 @@ with; this file sees to it that nothing gets around them. So it goes through eve
 from __future__ import annotations
 
 import functools
-from types import BuiltinMethodType
 from typing import TYPE_CHECKING, Any
 
 from jinja2 import nodes, pass_context
@@ -28,52 +27,48 @@ from jinja2.utils import Namespace
 from jinja2.visitor import NodeTransformer
 
 from offgrid_llama.chat import _spans as spans
-from offgrid_llama.chat._budget import CONTAINERS, VIEWS, compared, current, each, made, weigh
+from offgrid_llama.chat._budget import CHARS_PER_STEP, CONTAINERS, VIEWS, compared, current, each, made, weigh
 from offgrid_llama.chat._filters import FILTERS, GLOBALS, TESTS
 from offgrid_llama.errors import ChatTemplateError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Iterator
 
     from jinja2 import Template
+    from jinja2.lexer import Token, TokenStream
     from jinja2.parser import Parser
     from jinja2.runtime import Context
 
 __all__ = ["compile_template"]
 
 _MAX_BITS = 4096  # of an integer
+_MAX_TOKENS = 20_000  # of jinja2's lexer. The largest templates known have 2,500; the limit compiles in a second.
 
 _LOOP = "changed cycle depth depth0 first index index0 last length nextitem previtem revindex revindex0"
-_ATTRIBUTES: tuple[tuple[type, frozenset[str]], ...] = (
-    (str, frozenset({*spans.METHODS, "format"})),
-    (dict, frozenset({"copy", "get", "items", "keys", "values"})),
-    (list, frozenset({"copy", "count", "index"})),
-    (tuple, frozenset({"count", "index"})),
-    (LoopContext, frozenset(_LOOP.split())),
-    (Macro, frozenset({"arguments", "caller", "catch_kwargs", "catch_varargs", "name"})),
-)
+_ATTRIBUTES: dict[type, frozenset[str]] = {
+    str: frozenset({*spans.METHODS, "format"}),
+    spans.Text: frozenset({*spans.METHODS, "format"}),
+    dict: frozenset({"copy", "get", "items", "keys", "values"}),
+    list: frozenset({"copy", "count", "index"}),
+    tuple: frozenset({"count", "index"}),
+    LoopContext: frozenset(_LOOP.split()),
+    Macro: frozenset({"arguments", "caller", "catch_kwargs", "catch_varargs", "name"}),
+}
 
 
 class _Environment(ImmutableSandboxedEnvironment):
     intercepted_binops = frozenset({"+", "-", "*", "/", "//", "%", "**"})
-    concat = staticmethod(lambda pieces: spans.joined(list(pieces)))  # type: ignore[assignment]
+    concat = staticmethod(lambda pieces: spans.joined(list(pieces)))
 
     def is_safe_attribute(self, obj: Any, attr: str, value: Any) -> bool:
-        if attr.startswith("_"):
-            return False
-        for kind, names in _ATTRIBUTES:
-            if isinstance(obj, kind):
-                return attr in names
-        return isinstance(obj, Namespace)
+        names = _ATTRIBUTES.get(type(obj))
+        return attr in names if names is not None else type(obj) is Namespace and not attr.startswith("_")
 
     def getitem(self, obj: Any, argument: Any) -> Any:
         return super().getitem(obj, compared(argument) if isinstance(argument, tuple) else argument)
 
-    def wrap_str_format(self, value: Any) -> Callable[..., str] | None:
-        if isinstance(value, BuiltinMethodType) and isinstance(value.__self__, str) and value.__name__ == "format":
-            text = value.__self__
-            return lambda *args, **kwargs: spans.formatted(SandboxedFormatter(self), text, args, kwargs)
-        return None
+    def wrap_str_format(self, value: Any) -> None:
+        """Leave str.format() as it is: ``call`` sees to it, as to all methods of str."""
 
     def call_filter(self, name: str, *args: Any, **kwargs: Any) -> Any:
         # map() takes any name, also one that only _Metering may use.
@@ -90,7 +85,9 @@ class _Environment(ImmutableSandboxedEnvironment):
                 weigh(value)
         owner = getattr(__obj, "__self__", None)
         if isinstance(owner, str):
-            budget.tick(1 + len(owner) // 256)
+            budget.tick(len(owner) // CHARS_PER_STEP)
+            if __obj.__name__ == "format":
+                return spans.formatted(SandboxedFormatter(__self), owner, args, kwargs)
             return spans.METHODS[__obj.__name__](owner, *args, **kwargs)
         if isinstance(__obj, LoopContext):  # A recursive loop: _Metering saw only what the outermost one goes over.
             args = tuple(each(value) for value in args)
@@ -134,7 +131,7 @@ class _Metering(NodeTransformer):
         node.iter = _wrap("\0each", node.iter)
         return node
 
-    def visit_List(self, node: nodes.List | nodes.Dict | nodes.Tuple) -> nodes.Node:  # noqa: N802
+    def visit_List(self, node: nodes.Literal) -> nodes.Expr:  # noqa: N802
         self.generic_visit(node)
         return node if isinstance(node, nodes.Tuple) and node.ctx != "load" else _wrap("\0made", node)
 
@@ -179,7 +176,7 @@ def _is_constant(node: nodes.Expr) -> bool:
 
 
 def _output(size: int) -> None:
-    current.get().tick(1 + size // 256)
+    current.get().tick(1 + size // CHARS_PER_STEP)
     current.get().hold(size)
 
 
@@ -193,10 +190,19 @@ def _sliced(value: Any, start: Any, stop: Any, step: Any) -> Any:
     return value[key]
 
 
-class _Generation(Extension):
-    """``{% generation %}``: marks the assistant's text for training; nothing here. Assignments in it stay in it."""
+class _Language(Extension):
+    """What the language of chat templates has beyond jinja2's: a tag of transformers, and a limit to their size.
+
+    ``{% generation %}`` marks the assistant's text for training and does nothing here. Assignments in it stay in it.
+    """
 
     tags = {"generation"}  # noqa: RUF012 - jinja2's type
+
+    def filter_stream(self, stream: TokenStream) -> Iterator[Token]:
+        for count, token in enumerate(stream, 1):
+            if count > _MAX_TOKENS:
+                raise ChatTemplateError(f"line {token.lineno}: more than {_MAX_TOKENS:,} words and signs")
+            yield token
 
     def parse(self, parser: Parser) -> nodes.Node:
         lineno = next(parser.stream).lineno
@@ -216,7 +222,7 @@ def _environment() -> _Environment:
         lstrip_blocks=True,
         optimized=False,
         finalize=_finalize,
-        extensions=[_Generation, "jinja2.ext.loopcontrols"],
+        extensions=[_Language, "jinja2.ext.loopcontrols"],
     )
     environment.filters = {
         **FILTERS,

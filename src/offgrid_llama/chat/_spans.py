@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from jinja2 import Undefined
 
-from offgrid_llama.chat._budget import CONTAINERS, VIEWS, Budget, current, each, weigh
+from offgrid_llama.chat._budget import CHARS_PER_STEP, CONTAINERS, VIEWS, Budget, current, each, walk
 from offgrid_llama.errors import ChatTemplateError
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from jinja2.sandbox import SandboxedFormatter
 
 __all__ = ["METHODS", "Text", "formatted", "from_caller", "indented", "joined", "opaque"]
-__all__ += ["percent", "recased", "replaced", "sliced", "splitlines", "string"]
+__all__ += ["percent", "recased", "replaced", "sliced", "splitlines", "string", "written"]
 
 _MAX_PIECES = 100_000  # that one split() may give: the sandbox's limit for range() as well
 _OBJECT_BYTES = 160  # of an empty Text, rounded up
@@ -66,6 +66,7 @@ class Text(str):
 def _make(value: str, spans: Spans) -> Text:
     """Make a text. Whatever text comes into being while rendering is made here."""
     budget = current.get()
+    budget.tick(1 + len(value) // CHARS_PER_STEP)
     budget.room_for_text(len(value), is_ascii=value.isascii())
     text = str.__new__(Text, value)
     text.spans = spans
@@ -133,9 +134,18 @@ def string(value: Any) -> str:
         return _make(str(value), ())
     if not isinstance(value, (*CONTAINERS, *VIEWS)):
         raise TypeError(f"a {type(value).__name__} cannot be turned into text")
-    # A unit of weight has up to 256 characters, and repr() writes up to four for one.
-    current.get().room(1024 * weigh(value))
+    current.get().room(sum(8 + written(item, 10) for _, item in walk(value)))  # \U000e0001 is the longest escape
     return from_caller(str(value))
+
+
+def written(item: Any, escape: int) -> int:
+    """Return how many characters repr() or JSON take for ``item`` at most, its elements not counted.
+
+    ``escape`` is how many they take for a character that is not printable.
+    """
+    if isinstance(item, str):
+        return 2 + len(item) * (2 if item.isprintable() else escape)
+    return item.bit_length() // 3 if isinstance(item, int) else 32
 
 
 def recased(text: str, how: Callable[[str], str]) -> Text:
@@ -166,13 +176,14 @@ def indented(text: str, width: int | str = 4, first: bool = False, blank: bool =
 
 def _strip(name: str) -> Callable[..., str]:
     def method(text: str, *args: Any) -> str:
-        current.get().tick(len(text) * sum(len(arg) for arg in args if arg is not None) // 256)
+        current.get().tick(len(text) * sum(len(arg) for arg in args if arg is not None) // CHARS_PER_STEP)
         core = getattr(str, name)(text, *args)
-        from_left = name not in ("rstrip", "removesuffix")
         if name == "strip":
             start = len(text) - len(str.lstrip(text, *args))
+        elif name in ("lstrip", "removeprefix"):
+            start = len(text) - len(core)
         else:
-            start = len(text) - len(core) if from_left else 0
+            start = 0
         return _cut(text, start, start + len(core))
 
     return method
@@ -223,10 +234,10 @@ def _partition(name: str) -> Callable[..., tuple[str, ...]]:
 
 def _backwards(text: str, sep: str) -> None:
     """Charge for a search from the right, which str does in quadratic time at worst."""
-    current.get().tick(len(text) * len(sep) // 256)
+    current.get().tick(len(text) * len(sep) // CHARS_PER_STEP)
 
 
-def replaced(text: str, old: str, new: str, count: int = -1) -> str:
+def replaced(text: str, old: str, new: str, count: int | None = -1) -> str:
     """Return ``text`` with ``old`` replaced: what stays and what comes in each keep their origin."""
     found = text.count(old) if count is None or count < 0 else min(text.count(old), count)
     if not found:
@@ -316,8 +327,8 @@ def formatted(formatter: SandboxedFormatter, text: str, args: Sequence[Any], kwa
         value, _ = formatter.get_field(field, args, kwargs)
         if conversion == "s":
             value = string(value)
-        elif conversion or (spec and re.search(r"\d{4}|[{]", spec)):
-            raise ValueError(f"not supported in a format: {(conversion or spec)[:20]!r}")
+        elif conversion or re.search(r"\d{4}|[{]", spec or ""):
+            raise ValueError(f"not supported in a format: {conversion or spec!r}")
         out.append(opaque(format(value, spec), value) if spec else string(value))
     return opaque(joined(out), text) if isinstance(text, Text) and text.spans else joined(out)
 

@@ -11,7 +11,6 @@ same text in one piece; to tokenize that with control tokens recognized is the m
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -91,8 +90,8 @@ class ChatTemplate:
             self._template = _sandbox.compile_template(source)
         except Exception as error:
             line = getattr(error, "lineno", None)
-            what = "nested too deeply" if isinstance(error, RecursionError) else str(error).split("\n")[0]
-            problem = f"line {line}: {what}" if line else what
+            problem = "nested too deeply" if isinstance(error, RecursionError) else _first_line(error)
+            problem = f"line {line}: {problem}" if line else problem
         if problem:
             # Outside of the except block, so that the error does not keep the parser's frames alive.
             raise ChatTemplateError(self._message(problem))
@@ -125,11 +124,7 @@ class ChatTemplate:
         """
         from offgrid_llama.chat import _budget
 
-        if isinstance(messages, (str, bytes)) or not isinstance(messages, Sequence):
-            raise TypeError(f"messages: must be a list of dicts, not {type(messages).__name__}")
-        for at, message in enumerate(messages):
-            if not isinstance(message, Mapping):
-                raise TypeError(f"messages[{at}]: must be a dict, not {type(message).__name__}")
+        _check_messages(messages)
         for name in variables:
             if name in ("bos_token", "eos_token") or name in self._template.globals:
                 raise TypeError(f"{name}: not a variable that can be passed")
@@ -170,10 +165,9 @@ class ChatTemplate:
                 pieces.append(piece)
         except Exception as error:
             # A text, not the error: that would keep all of the template's values alive.
-            what = "calls are nested too deeply" if isinstance(error, RecursionError) else str(error).split("\n")[0]
+            problem = "calls are nested too deeply" if isinstance(error, RecursionError) else _first_line(error)
             line = self._line(error.__traceback__)
-            what = what[:1000] or type(error).__name__
-            return [], f"line {line}: {what}" if line else what
+            return [], f"line {line}: {problem}" if line else problem
         return pieces, ""
 
     def _line(self, traceback: TracebackType | None) -> int | None:
@@ -187,6 +181,18 @@ class ChatTemplate:
 
     def _message(self, problem: str) -> str:
         return f"chat template {self.name!r}: {problem}" if self.name else f"chat template: {problem}"
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).partition("\n")[0][:1000] or type(error).__name__
+
+
+def _check_messages(messages: object) -> None:
+    if isinstance(messages, (str, bytes)) or not isinstance(messages, Sequence):
+        raise TypeError(f"messages: must be a list of dicts, not {type(messages).__name__}")
+    for at, message in enumerate(messages):
+        if not isinstance(message, Mapping):
+            raise TypeError(f"messages[{at}]: must be a dict, not {type(message).__name__}")
 
 
 def _copy(value: Any, path: str, budget: Budget, depth: int = 0) -> Any:
@@ -209,7 +215,7 @@ def _copy(value: Any, path: str, budget: Budget, depth: int = 0) -> Any:
     elif isinstance(value, (list, tuple)):
         copy = [_copy(item, f"{path}[{at}]", budget, depth + 1) for at, item in enumerate(value)]
     else:
-        raise TypeError(f"{path}: must be like JSON (dict, list, str, int, float, bool or None), not {type(value).__name__}")
+        raise TypeError(f"{path}: must be a dict, list, str, int, float, bool or None, not {type(value).__name__}")
     budget.enter(copy)
     return copy
 

@@ -10,6 +10,8 @@ __all__ = ["main"]
 def main() -> int:
     """Run the command line with the arguments of this process, and return the exit code."""
     try:
+        import rich  # noqa: F401 - typer can do without it, the progress bars cannot
+
         from .app import run_app
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] not in ("typer", "rich"):

@@ -15,7 +15,7 @@ from ..errors import (
     UnknownModelError,
 )
 
-__all__ = ["FAILURE", "INTERRUPTED", "MISSING", "PIPE", "TABLE", "Usage", "explain"]
+__all__ = ["FAILURE", "INTERRUPTED", "PIPE", "TABLE", "USAGE", "UsageError", "explain"]
 
 FAILURE = 1
 USAGE = 2
@@ -48,7 +48,7 @@ _KINDS: tuple[tuple[type[Exception], int], ...] = (
 _DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
-class Usage(ValueError):
+class UsageError(ValueError):
     """Options that do not go together."""
 
 

@@ -35,7 +35,9 @@ def models(json: Json = False, verbose: Verbose = False) -> None:
                 "yes" if model["path"] else "no",
             ]
         )  # fmt: skip
-    output.out(*output.columns(rows, right=(1, 3)), "", f"The default is {store.DEFAULT_MODEL}. Cache: {store.cache_dir()}")
+    output.out(
+        *output.columns(rows, right=(1, 3)), "", f"The default is {store.DEFAULT_MODEL}. Cache: {store.cache_dir()}"
+    )
 
 
 def _listed() -> list[dict[str, Any]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from pathlib import Path
 from typing import Annotated, Literal
@@ -12,9 +13,7 @@ import typer
 from .. import store
 from . import output
 
-__all__ = ["GpuLayers", "Json", "ModelName", "Verbose", "gpu_layers", "read_text", "to_file"]
-
-log = logging.getLogger("offgrid_llama.cli")
+__all__ = ["GpuLayers", "Json", "ModelName", "Verbose", "decode", "gpu_layers", "read_text", "to_file"]
 
 
 class _Printable(logging.Formatter):
@@ -41,11 +40,15 @@ Verbose = Annotated[
 Json = Annotated[bool, typer.Option("--json", help="Print JSON; errors are a line of JSON on stderr then.")]
 ModelName = Annotated[
     str,
-    typer.Option("--model", "-m", metavar="NAME|FILE", help="A name that `models` lists, hf:ORG/REPO/FILE.gguf, or a file."),
+    typer.Option(
+        "--model", "-m", metavar="NAME|FILE", help="A name that `models` lists, hf:ORG/REPO/FILE.gguf, or a file."
+    ),
 ]
 GpuLayers = Annotated[
     str,
-    typer.Option("--n-gpu-layers", metavar="N|auto", help="Layers to keep on the GPU; -1 is all, auto is what is there."),
+    typer.Option(
+        "--n-gpu-layers", metavar="N|auto", help="Layers to keep on the GPU; -1 is all, auto is what is there."
+    ),
 ]
 
 
@@ -66,13 +69,14 @@ def to_file(name: str) -> Path:
 
 
 def read_text(argument: str) -> str:
-    """Return the argument, or what stdin has where it is ``-``. Raises ValueError for what is no UTF-8."""
-    if argument != "-":
-        data = argument.encode("utf-8", "surrogateescape")
-        where = "the argument"
-    else:
-        data = sys.stdin.buffer.read()
-        where = "stdin"
+    """Return the argument, or what stdin has where it is ``-``."""
+    if argument == "-":
+        return decode(sys.stdin.buffer.read(), "stdin")
+    return decode(os.fsencode(argument), "the argument")
+
+
+def decode(data: bytes, where: str) -> str:
+    """Return UTF-8 as str. Raises ValueError, which names ``where`` it is from, for what is none."""
     try:
         return data.decode("utf-8")
     except UnicodeDecodeError as error:

@@ -1,7 +1,7 @@
-"""What goes out: results to stdout, all else to stderr; nothing that a terminal would take for a command.
+r"""What goes out: results to stdout, all else to stderr; nothing that a terminal would take for a command.
 
 Models, their metadata and names come from strangers. On its way to a terminal every control character is written out
-as ``\\x1b`` and the like, and nothing is ever read as rich's markup.
+as ``\x1b`` and the like, and nothing is ever read as rich's markup.
 """
 
 from __future__ import annotations
@@ -19,7 +19,9 @@ __all__ = [
 ]  # fmt: skip
 
 # C0 but for tab and newline, DEL, C1; what changes the direction of text; surrogates, which no encoding takes.
-_UNSAFE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+_UNSAFE = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]"
+)
 
 
 class ReaderGone(Exception):  # noqa: N818 - it is no error

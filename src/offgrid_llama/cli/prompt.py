@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from ..errors import ChatTemplateError
 from ..params import TokenAttr
-from .exits import Usage
+from .exits import UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -25,7 +25,7 @@ def prompt_tokens(model: Model, prompt: str, *, system: str | None, raw: bool) -
     if source is None:
         if system is not None:
             why = "--raw uses none" if raw else f"{model.path.name} has none"
-            raise Usage(f"--system needs a chat template, and {why}")
+            raise UsageError(f"--system needs a chat template, and {why}")
         return vocab.tokenize(prompt)
 
     from ..chat import ChatTemplate

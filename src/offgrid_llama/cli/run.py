@@ -10,7 +10,7 @@ import typer
 from .. import store
 from . import output
 from .exits import INTERRUPTED
-from .options import GpuLayers, Json, ModelName, Verbose, gpu_layers, read_text, to_file
+from .options import GpuLayers, Json, ModelName, Verbose, decode, gpu_layers, read_text, to_file
 
 if TYPE_CHECKING:
     from ..generate import Generation
@@ -19,14 +19,14 @@ __all__ = ["run"]
 
 
 def run(
-    prompt: Annotated[str, typer.Argument(help="What to answer; - reads it from stdin.", show_default=False)],
+    prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="What to answer; - reads it from stdin.")],
     model: ModelName = store.DEFAULT_MODEL,
     system: Annotated[str | None, typer.Option(help="A system message.", show_default=False)] = None,
     raw: Annotated[bool, typer.Option("--raw", help="Use the prompt as it is, without the chat template.")] = False,
     max_tokens: Annotated[int, typer.Option("--max-tokens", "-n", min=1, help="Most tokens to generate.")] = 512,
     temperature: Annotated[
         float, typer.Option("--temperature", "-t", min=0, help="0 always takes the most probable token.")
-    ] = 0.8,
+    ] = 0.2,
     top_k: Annotated[int, typer.Option(min=0, help="Choose among the K most probable tokens; 0 is all.")] = 40,
     top_p: Annotated[float, typer.Option(min=0, max=1, help="... among those that sum up to P.")] = 0.95,
     min_p: Annotated[float, typer.Option(min=0, max=1, help="... among those P times as probable as the best.")] = 0.05,
@@ -34,7 +34,9 @@ def run(
         int | None, typer.Option(min=0, max=2**32 - 2, help="Repeat a random choice.", show_default="random")
     ] = None,
     stop: Annotated[list[str] | None, typer.Option(help="End the answer before this text; may be repeated.")] = None,
-    grammar: Annotated[Path | None, typer.Option(metavar="FILE", help="A GBNF grammar that the answer follows.")] = None,
+    grammar: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="A GBNF grammar that the answer follows.")
+    ] = None,
     n_ctx: Annotated[
         int | None, typer.Option(min=1, help="Positions of the context.", show_default="prompt and answer")
     ] = None,
@@ -50,7 +52,7 @@ def run(
     from .prompt import prompt_tokens
 
     layers = gpu_layers(n_gpu_layers)
-    rules = Grammar.gbnf(grammar.read_text(encoding="utf-8")) if grammar is not None else None
+    rules = Grammar.gbnf(decode(grammar.read_bytes(), str(grammar))) if grammar is not None else None
     text = read_text(prompt)
     if prompt == "-":
         text = text.removesuffix("\n").removesuffix("\r")  # the one that echo adds

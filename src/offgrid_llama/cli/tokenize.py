@@ -14,7 +14,7 @@ __all__ = ["tokenize"]
 
 
 def tokenize(
-    text: Annotated[str, typer.Argument(help="The text; - reads it from stdin, to the last newline.")],
+    text: Annotated[str, typer.Argument(metavar="TEXT", help="The text; - reads it from stdin, to the last newline.")],
     model: ModelName = store.DEFAULT_MODEL,
     ids: Annotated[bool, typer.Option("--ids", help="Print the ids only, in one line.")] = False,
     add_special: Annotated[bool, typer.Option(help="Add the tokens that the model wants, such as BOS.")] = True,

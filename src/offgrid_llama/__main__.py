@@ -1,8 +1,0 @@
-"""``python -m offgrid_llama`` is ``offgrid-llama``."""
-
-import sys
-
-from .cli import main
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,0 +1,166 @@
+"""``offgrid-llama inspect``: what is in a GGUF file, and the memory that a context on it takes; no weights are read."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ..errors import OffgridLlamaError
+from . import output
+from .options import GpuLayers, Json, Verbose, gpu_layers, to_file
+
+if TYPE_CHECKING:
+    from ..gguf import GGUF, Tensor
+    from ..memory_plan import MemoryPlan
+
+__all__ = ["inspect"]
+
+_SHOWN = 3  # entries of an array
+_TEMPLATE = "tokenizer.chat_template"
+
+
+def inspect(
+    file: Annotated[str, typer.Argument(metavar="FILE|NAME", help="A GGUF file, or a name that `models` lists.")],
+    tensors: Annotated[bool, typer.Option("--tensors", help="List every tensor.")] = False,
+    template: Annotated[bool, typer.Option("--template", help="Print the chat template and nothing else.")] = False,
+    n_ctx: Annotated[
+        int | None, typer.Option(min=1, help="Plan memory for this many positions.", show_default="at most 4096")
+    ] = None,
+    n_seq_max: Annotated[int, typer.Option(min=1, max=256, help="... in this many sequences.")] = 1,
+    type_k: Annotated[str, typer.Option(metavar="TYPE", help="... with this type of key cache.")] = "f16",
+    type_v: Annotated[str, typer.Option(metavar="TYPE", help="... and of value cache.")] = "f16",
+    n_ubatch: Annotated[int, typer.Option(min=1, help="... computing this many tokens at once.")] = 512,
+    n_outputs_max: Annotated[
+        int | None,
+        typer.Option(min=1, help="... and this many rows of logits.", show_default="--n-seq-max, as run does"),
+    ] = None,
+    n_gpu_layers: GpuLayers = "auto",
+    json: Json = False,
+    verbose: Verbose = False,
+) -> None:
+    """Show metadata, tensors, quantization, and the memory that a context takes."""
+    from ..gguf import GGUF
+
+    layers = gpu_layers(n_gpu_layers)
+    path = to_file(file)
+    with GGUF(path) as header:
+        if template:
+            source = header.get(_TEMPLATE)
+            if source is None:
+                raise OffgridLlamaError(f"{path} has no chat template")
+            output.put(f"{source}\n")
+            return
+        table = header.tensors()
+        facts = _facts(header, table)
+        metadata = {key: _value(header, key) for key in header}
+    plan = _plan(
+        str(path), n_gpu_layers=layers, n_ctx=n_ctx, n_seq_max=n_seq_max, type_k=type_k, type_v=type_v, n_ubatch=n_ubatch,
+        n_outputs_max=n_seq_max if n_outputs_max is None else n_outputs_max,
+    )  # fmt: skip
+    if json:
+        listed = [
+            {"name": t.name, "type": t.type, "shape": t.shape, "bytes": t.n_bytes, "offset": t.offset} for t in table
+        ]
+        memory = _memory_json(plan)
+        output.json_out({**facts, "memory": memory, "metadata": metadata, **({"tensors": listed} if tensors else {})})
+        return
+    output.out(*_describe(facts), "", *_memory(plan), "", "metadata", *_metadata(metadata))
+    if tensors:
+        rows = [["  " + t.name, t.type, " x ".join(map(str, t.shape)), f"{t.n_bytes:,}"] for t in table]
+        output.out("", "tensors: name, type, shape, bytes", *output.columns(rows, right=(3,)))
+
+
+def _facts(header: GGUF, table: list[Tensor]) -> dict[str, Any]:
+    types: dict[str, dict[str, int]] = {}
+    for tensor_type, count in Counter(tensor.type for tensor in table).most_common():
+        n_bytes = sum(tensor.n_bytes for tensor in table if tensor.type == tensor_type)
+        types[tensor_type] = {"count": count, "bytes": n_bytes}
+    name = header.get("general.name", "")
+    return {
+        "path": str(header.path.absolute()),
+        "file_bytes": header.path.stat().st_size,
+        "gguf_version": header.version,
+        "architecture": header.architecture,
+        "name": name if isinstance(name, str) else "",
+        "parameters": sum(tensor.n_elements for tensor in table),
+        "context_length": header.hparam("context_length"),
+        "layers": header.hparam("block_count"),
+        "vocabulary": header.array_length("tokenizer.ggml.tokens") if "tokenizer.ggml.tokens" in header else None,
+        "chat_template": _TEMPLATE in header,
+        "file_of_split": [header.get("split.no"), header.get("split.count")] if header.get("split.count") else None,
+        "quantization": types,
+    }
+
+
+def _describe(facts: dict[str, Any]) -> list[str]:
+    split = facts["file_of_split"]
+    part = f", file {split[0] + 1} of {split[1]}: the tensors of the others are not counted" if split else ""
+    types = (f"{t['count']} {name} ({output.human(t['bytes'])})" for name, t in facts["quantization"].items())
+    vocabulary = f"{facts['vocabulary']:,} tokens" if facts["vocabulary"] is not None else "none"
+    rows = [
+        ("file", f"{facts['path']} ({output.human(facts['file_bytes'])}, GGUF {facts['gguf_version']}{part})"),
+        ("architecture", facts["architecture"] or "(none)"),
+        ("name", facts["name"] or "(none)"),
+        ("parameters", f"{facts['parameters']:,} in {facts['layers']} layers"),
+        ("tensors", ", ".join(types) or "none"),
+        ("context", f"{facts['context_length']:,} tokens in training"),
+        ("vocabulary", vocabulary),
+        ("chat template", "yes; --template prints it" if facts["chat_template"] else "no"),
+    ]
+    return output.columns(rows)
+
+
+def _plan(path: str, **parameters: Any) -> MemoryPlan | str:
+    """Return the plan, or why there is none: a file may be sound and still be no model, such as an adapter."""
+    from ..memory_plan import memory_plan
+
+    try:
+        return memory_plan(path, **parameters)
+    except OffgridLlamaError as error:
+        return error.message + "".join(f": {line}" for line in error.log[:1])
+
+
+def _memory(plan: MemoryPlan | str) -> list[str]:
+    if isinstance(plan, str):
+        return [f"memory: cannot be planned: {plan}"]
+    sequences = "1 sequence" if plan.n_seq_max == 1 else f"{plan.n_seq_max} sequences"
+    rows = [
+        ("  weights", output.mib(plan.weights), "mapped from the file"),
+        ("  KV cache", output.mib(plan.kv_cache), f"K {plan.type_k}, V {plan.type_v}"),
+        ("  compute", output.mib(plan.compute), "buffers of the largest micro-batch"),
+        ("  output", output.mib(plan.output), "logits"),
+        ("  total", output.mib(plan.total), ""),
+    ]
+    return [f"memory for a context of {plan.n_ctx:,} positions, {sequences}", *output.columns(rows, right=(1,))]
+
+
+def _memory_json(plan: MemoryPlan | str) -> dict[str, Any]:
+    if isinstance(plan, str):
+        return {"error": plan}
+    return {
+        "n_ctx": plan.n_ctx, "n_seq_max": plan.n_seq_max, "type_k": plan.type_k, "type_v": plan.type_v,
+        "weights": plan.weights, "kv_cache": plan.kv_cache, "compute": plan.compute, "output": plan.output,
+        "total": plan.total,
+    }  # fmt: skip
+
+
+def _value(header: GGUF, key: str) -> Any:
+    """Return a value as it is, and an array as its type, length and first entries."""
+    value = header[key]
+    if not isinstance(value, list):
+        return value
+    kind = type(value[0]).__name__ if value else "nothing"
+    return {"array_of": kind, "length": len(value), "first": value[:_SHOWN]}
+
+
+def _metadata(metadata: dict[str, Any]) -> list[str]:
+    def text(value: Any) -> str:
+        if not isinstance(value, dict):
+            return output.one_line(str(value), 100)
+        first = ", ".join(output.one_line(repr(item), 40) for item in value["first"])
+        more = ", ..." if value["length"] > _SHOWN else ""
+        return f"{value['length']:,} x {value['array_of']}: {first}{more}"
+
+    return output.columns([(f"  {key}", text(value)) for key, value in metadata.items()])
