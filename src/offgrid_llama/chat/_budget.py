@@ -44,12 +44,13 @@ class Budget:
 
     ``max_seconds`` is wall-clock time from now on, ``max_steps`` a number, ``max_text`` the length in characters that
     one text may have, ``max_memory`` a number of bytes. ``weights`` has the weight of each container of the caller's
-    data by its id(), so that the data need not be gone through again and again.
+    data by its id(), so that the data need not be gone through again and again; ``depth`` counts calls under way.
     """
 
     __slots__ = (
         "_deadline",
         "_look_at",
+        "depth",
         "max_memory",
         "max_seconds",
         "max_steps",
@@ -66,6 +67,7 @@ class Budget:
         self.max_text = max_text
         self.max_memory = max_memory
         self.max_weight = _MAX_WEIGHT
+        self.depth = 0
         self.steps = 0
         self.memory = 0
         self.weights: dict[int, int] = {}

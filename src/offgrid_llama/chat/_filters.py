@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import functools
 import json
+from collections.abc import Iterator
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
@@ -46,6 +47,9 @@ def _over(function: Callable[..., Any]) -> Callable[..., Any]:
             if isinstance(value, str):  # may be the name of an attribute, which is split at its dots
                 current.get().room(16 * len(value))
         result = function(*args[:at], each(args[at]), *args[at + 1 :], **kwargs)
+        if isinstance(result, Iterator):
+            # It is worked out at once: iterators upon iterators, ever deeper, would overflow the C stack.
+            return iter(made(list(each(result))))
         return made(result) if isinstance(result, CONTAINERS) else result
 
     return metered

@@ -42,6 +42,7 @@ if TYPE_CHECKING:
 __all__ = ["compile_template"]
 
 _MAX_BITS = 4096  # of an integer
+_MAX_CALLS = 100  # nested in one another
 _MAX_TOKENS = 20_000  # of jinja2's lexer. The largest templates known have 2,500; the limit compiles in a second.
 
 _LOOP = "changed cycle depth depth0 first index index0 last length nextitem previtem revindex revindex0"
@@ -91,7 +92,13 @@ class _Environment(ImmutableSandboxedEnvironment):
             return spans.METHODS[__obj.__name__](owner, *args, **kwargs)
         if isinstance(__obj, LoopContext):  # A recursive loop: _Metering saw only what the outermost one goes over.
             args = tuple(each(value) for value in args)
-        result = super().call(__context, __obj, *args, **kwargs)
+        budget.depth += 1
+        if budget.depth > _MAX_CALLS:
+            raise ChatTemplateError(f"calls are nested more than {_MAX_CALLS} deep")
+        try:
+            result = super().call(__context, __obj, *args, **kwargs)
+        finally:
+            budget.depth -= 1
         return made(result) if isinstance(result, CONTAINERS) else result
 
     def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
@@ -119,7 +126,7 @@ class _Environment(ImmutableSandboxedEnvironment):
         return made(result) if isinstance(result, CONTAINERS) else result
 
 
-def _wrap(name: str, node: nodes.Expr, *args: nodes.Expr) -> nodes.Filter:
+def _wrap(name: str, node: nodes.Node, *args: nodes.Expr) -> nodes.Filter:
     return nodes.Filter(node, name, list(args), [], None, None, lineno=node.lineno)
 
 

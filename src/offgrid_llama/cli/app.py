@@ -80,8 +80,8 @@ def _report(error: Exception, *, as_json: bool) -> int:
         output.err(json.dumps({"error": detail}))
     else:
         output.err(f"{PROG}: error: {output.one_line(message)}")
-    if isinstance(error, OSError):
-        output.hush()  # it may be stdout that is full
+    if isinstance(error, OSError) and error.filename == "stdout":
+        output.hush()
     return code
 
 

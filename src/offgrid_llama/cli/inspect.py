@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -9,6 +10,7 @@ import typer
 
 from ..errors import OffgridLlamaError
 from . import output
+from .exits import explain
 from .options import GpuLayers, Json, Verbose, gpu_layers, to_file
 
 if TYPE_CHECKING:
@@ -78,6 +80,7 @@ def _facts(header: GGUF, table: list[Tensor]) -> dict[str, Any]:
         n_bytes = sum(tensor.n_bytes for tensor in table if tensor.type == tensor_type)
         types[tensor_type] = {"count": count, "bytes": n_bytes}
     name = header.get("general.name", "")
+    split = header.get("split.no"), header.get("split.count")
     return {
         "path": str(header.path.absolute()),
         "file_bytes": header.path.stat().st_size,
@@ -89,7 +92,7 @@ def _facts(header: GGUF, table: list[Tensor]) -> dict[str, Any]:
         "layers": header.hparam("block_count"),
         "vocabulary": header.array_length("tokenizer.ggml.tokens") if "tokenizer.ggml.tokens" in header else None,
         "chat_template": _TEMPLATE in header,
-        "file_of_split": [header.get("split.no"), header.get("split.count")] if header.get("split.count") else None,
+        "file_of_split": split if isinstance(split[0], int) and isinstance(split[1], int) and split[1] > 1 else None,
         "quantization": types,
     }
 
@@ -119,7 +122,7 @@ def _plan(path: str, **parameters: Any) -> MemoryPlan | str:
     try:
         return memory_plan(path, **parameters)
     except OffgridLlamaError as error:
-        return error.message + "".join(f": {line}" for line in error.log[:1])
+        return explain(error)[1]
 
 
 def _memory(plan: MemoryPlan | str) -> list[str]:
@@ -150,9 +153,13 @@ def _value(header: GGUF, key: str) -> Any:
     """Return a value as it is, and an array as its type, length and first entries."""
     value = header[key]
     if not isinstance(value, list):
-        return value
+        return _plain(value)
     kind = type(value[0]).__name__ if value else "nothing"
-    return {"array_of": kind, "length": len(value), "first": value[:_SHOWN]}
+    return {"array_of": kind, "length": len(value), "first": [_plain(item) for item in value[:_SHOWN]]}
+
+
+def _plain(value: Any) -> Any:
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value  # JSON has no NaN
 
 
 def _metadata(metadata: dict[str, Any]) -> list[str]:

@@ -31,8 +31,7 @@ def models(json: Json = False, verbose: Verbose = False) -> None:
         rows.append(
             [
                 model["name"], output.human(model["size"]), model["quantization"] or "?", f"{context:,}" if context else "?",
-                model["license"], model["source"].split()[0].replace("https://huggingface.co/", "hf:").split("/blob/")[0],
-                "yes" if model["path"] else "no",
+                model["license"], model["from"], "yes" if model["path"] else "no",
             ]
         )  # fmt: skip
     output.out(
@@ -50,6 +49,7 @@ def _listed() -> list[dict[str, Any]]:
                 "name": entry.name, "aliases": list(entry.aliases), "description": entry.description,
                 "size": entry.size, "quantization": entry.quantization, "context_length": entry.context_length,
                 "chat": entry.chat, "license": entry.license, "license_url": entry.license_url,
+                "from": f"hf:{entry.source.repo}" if isinstance(entry.source, store.HubSource) else "PyPI",
                 "source": str(entry.source), "path": str(there.path) if there else None,
             }
         )  # fmt: skip
@@ -57,8 +57,8 @@ def _listed() -> list[dict[str, Any]]:
         listed.append(
             {
                 "name": name, "aliases": [], "description": "", "size": model.size, "quantization": None,
-                "context_length": None, "chat": None, "license": "?", "license_url": None, "source": "hub",
-                "path": str(model.path),
+                "context_length": None, "chat": None, "license": "?", "license_url": None,
+                "from": "/".join(name.split("/")[:2]), "source": name, "path": str(model.path),
             }
         )  # fmt: skip
     return listed

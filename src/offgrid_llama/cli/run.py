@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Generator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -56,12 +58,14 @@ def run(
     text = read_text(prompt)
     if prompt == "-":
         text = text.removesuffix("\n").removesuffix("\r")  # the one that echo adds
-    with Model(to_file(model), n_gpu_layers=layers) as loaded:
+    with Model(to_file(model), n_gpu_layers=layers) as loaded, ExitStack() as stack:
         tokens = prompt_tokens(loaded, text, system=system, raw=raw)
         generation = generate(
             loaded, tokens, max_tokens=max_tokens, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p,
             seed=seed, stop=stop or (), grammar=rules, n_ctx=n_ctx, n_threads=n_threads,
         )  # fmt: skip
+        if isinstance(generation._steps, Generator):
+            stack.callback(generation._steps.close)  # however it ends, its context and samplers are freed
         interrupted = _answer(generation, quiet=json)
         if json:
             output.json_out(_summary(generation, model, interrupted))
