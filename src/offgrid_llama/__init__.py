@@ -19,6 +19,7 @@ from .generate import Generation, generate
 from .gguf import GGUF
 from .grammar import Grammar
 from .memory import Memory
+from .memory_plan import MemoryPlan, memory_plan
 from .model import Model
 from .params import (
     AttentionType,
@@ -42,9 +43,9 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
-    "GGUF", "AttentionType", "Batch", "Context", "FlashAttention", "Generation", "Grammar", "LoadMode", "Logits", "Memory",
+    "GGUF", "AttentionType", "Batch", "Context", "FlashAttention", "Generation", "Grammar", "LoadMode", "Logits", "Memory", "MemoryPlan",
     "Model", "PoolingType", "RopeScaling", "RopeType", "Sampler", "SamplerChain", "SplitMode", "TextStream", "TokenAttr",
-    "Vocab", "VocabType", "build_info", "devices", "generate", "samplers", "store",
+    "Vocab", "VocabType", "build_info", "devices", "generate", "memory_plan", "samplers", "store",
 ]  # fmt: skip
 __all__ += _errors  # noqa: PLE0605
 

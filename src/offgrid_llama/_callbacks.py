@@ -18,12 +18,13 @@ import atexit
 import logging
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from ._capi import ffi, lib
 
-__all__ = ["Progress", "forget_log", "install", "raise_pending", "recent_log"]
+__all__ = ["Progress", "forget_log", "install", "raise_pending", "recent_log", "whole_log"]
 
 logging.getLogger("offgrid_llama").addHandler(logging.NullHandler())
 _logger = logging.getLogger("offgrid_llama.llama_cpp")
@@ -115,6 +116,16 @@ def recent_log() -> tuple[str, ...]:
     """Return the warnings and errors logged since ``forget_log``, or else the last lines of any kind."""
     grave = [line for level, line in _thread.lines if level >= logging.WARNING]
     return tuple(grave[-_LINES_KEPT:] or [line for _, line in _thread.lines][-3:])
+
+
+@contextmanager
+def whole_log() -> Iterator[deque[tuple[int, str]]]:
+    """Keep every line that is logged on this thread in the block, as (level, line), however many there are."""
+    before, _thread.lines = _thread.lines, deque()
+    try:
+        yield _thread.lines
+    finally:
+        _thread.lines = before
 
 
 def _let_go() -> None:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from time import perf_counter
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from . import sampling
 from .batch import Batch
@@ -16,6 +16,9 @@ from .model import Model
 from .sampling import SamplerChain
 from .text import TextStream
 
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
 __all__ = ["Generation", "generate"]
 
 FinishReason = Literal["", "stop", "length"]
@@ -24,6 +27,8 @@ FinishReason = Literal["", "stop", "length"]
 @dataclass
 class Generation:
     """The text as it comes: iterate over it for pieces of str, or take ``text``, which waits for the end.
+
+    Where it may be left early, use it in a ``with`` block, or call ``close()``.
 
     Attributes:
         tokens: token ids generated so far. pieces: their text so far.
@@ -45,6 +50,17 @@ class Generation:
             if piece:
                 self.pieces.append(piece)
                 yield piece
+
+    def close(self) -> None:
+        """Stop, and free the context and the samplers; what was generated stays. The end of the text does so too."""
+        if isinstance(self._steps, Generator):
+            self._steps.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     @property
     def text(self) -> str:

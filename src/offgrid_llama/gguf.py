@@ -6,6 +6,7 @@ llama.cpp would abort the process on; ``Model`` calls it before each load.
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -76,7 +77,11 @@ class GGUF(Owner, Mapping[str, Value]):
         start()
         self.path = Path(path)
         with self.path.open("rb") as file:
-            magic = file.read(4)
+            try:
+                magic = file.read(4)
+            except OSError as error:  # a bad disk does not say which file
+                error.filename = error.filename or str(self.path)
+                raise
         if magic != b"GGUF":
             raise GGUFError(f"{self.path} is no GGUF file: it begins with {magic!r}")
         size = self.path.stat().st_size
@@ -183,6 +188,9 @@ class GGUF(Owner, Mapping[str, Value]):
         for name, value, good in rules:
             if not good:
                 raise GGUFError(f"{self.path}: {self.architecture}.{name} = {value} is not possible")
+        for key in self:
+            if key.endswith("epsilon") and isinstance(epsilon := self[key], float) and not 0 <= epsilon < math.inf:
+                raise GGUFError(f"{self.path}: {key} = {epsilon} is not possible")
 
 
 def _scalars(kind: int, data: Any, count: int) -> list[Any]:

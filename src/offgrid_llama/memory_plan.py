@@ -8,13 +8,10 @@ from __future__ import annotations
 
 import os
 import re
-from collections import deque
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
 
-from . import _callbacks
+from ._callbacks import whole_log
 from ._capi import lib
 from ._check import not_null, number
 from .backend import has_gpu, start
@@ -95,7 +92,7 @@ def memory_plan(
     gpu_layers = (-1 if has_gpu() else 0) if n_gpu_layers == "auto" else n_gpu_layers
     c_model = ModelParams(n_gpu_layers=gpu_layers, load_mode=LoadMode.NONE).to_c()
     c_model.no_alloc = True
-    with _whole_log() as lines:
+    with whole_log() as lines:
         model_ptr = not_null(
             lib.llama_model_load_from_file(os.fsencode(path), c_model),
             lambda log: ModelLoadError(f"{path} could not be loaded", log=log),
@@ -125,17 +122,6 @@ def memory_plan(
             )  # fmt: skip
         finally:
             lib.llama_model_free(model_ptr)
-
-
-@contextmanager
-def _whole_log() -> Iterator[deque[tuple[int, str]]]:
-    """Keep every line that llama.cpp logs on this thread; with many layers there are more than are kept otherwise."""
-    thread = _callbacks._thread
-    before, thread.lines = thread.lines, deque()
-    try:
-        yield thread.lines
-    finally:
-        thread.lines = before
 
 
 def _bytes(line: re.Pattern[str], log: str) -> int:

@@ -83,7 +83,7 @@ class Model(Owner):
         if self.params.n_gpu_layers and not gpu:
             raise BackendError(
                 f"n_gpu_layers={n_gpu_layers}, but this build has no GPU backend. Build one in, for instance with "
-                "pip install . -C cmake.define.GGML_CUDA=ON, or use n_gpu_layers=0"
+                "pip install . --config-settings=cmake.define.GGML_CUDA=ON, or use n_gpu_layers=0"
             )
         if progress is not None and not callable(progress):
             raise TypeError(f"progress must be callable, not {type(progress).__name__}")

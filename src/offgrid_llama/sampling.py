@@ -186,6 +186,8 @@ def _bias(token: int, value: float) -> float:
 
 def infill(vocab: Vocab) -> Sampler:
     """For fill-in-the-middle, after top-k and top-p: merge tokens with a common prefix, end where that is likely."""
+    if vocab.eot is None and vocab.eos is None:
+        raise SamplerError(f"infill needs a token that ends the text, and {vocab._handle.name} has none")
     with vocab._handle:
         return _make("infill", lib.llama_sampler_init_infill(vocab._ptr), vocab)
 
@@ -242,6 +244,8 @@ class SamplerChain(Owner):
             raise ValueError(
                 f"the grammar must come before {early[0]}, which may throw away all that the grammar allows"
             )
+        if {"grammar", "infill"} <= {sampler.name, *self._names}:
+            raise ValueError("infill ends the text also where the grammar does not allow it: use one of the two")
         vocab = sampler._vocab
         if vocab is not None and self._vocab is not None and vocab._handle is not self._vocab._handle:
             raise ValueError(f"{sampler.name} is for {vocab._handle.name}, the chain for {self._vocab._handle.name}")

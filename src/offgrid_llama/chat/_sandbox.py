@@ -79,8 +79,10 @@ class _Environment(ImmutableSandboxedEnvironment):
         for name in ("_loop_vars", "_block_vars"):  # jinja2's own, for callables that take a context; there are none
             kwargs.pop(name, None)
         budget = current.get()
-        budget.tick(1 + len(args) + len(kwargs))
-        budget.hold(16 * len(args) + 128 * len(kwargs))
+        count = len(args) + len(kwargs)
+        budget.tick(1 + count)
+        if count > 16:  # from a list with a star; each call keeps some copies of them
+            budget.hold(128 * count)
         for value in (*args, *kwargs.values()):
             if isinstance(value, (*CONTAINERS, *VIEWS)):
                 weigh(value)

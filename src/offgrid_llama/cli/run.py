@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -28,7 +27,7 @@ def run(
     max_tokens: Annotated[int, typer.Option("--max-tokens", "-n", min=1, help="Most tokens to generate.")] = 512,
     temperature: Annotated[
         float, typer.Option("--temperature", "-t", min=0, help="0 always takes the most probable token.")
-    ] = 0.2,
+    ] = 0,
     top_k: Annotated[int, typer.Option(min=0, help="Choose among the K most probable tokens; 0 is all.")] = 40,
     top_p: Annotated[float, typer.Option(min=0, max=1, help="... among those that sum up to P.")] = 0.95,
     min_p: Annotated[float, typer.Option(min=0, max=1, help="... among those P times as probable as the best.")] = 0.05,
@@ -64,8 +63,7 @@ def run(
             loaded, tokens, max_tokens=max_tokens, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p,
             seed=seed, stop=stop or (), grammar=rules, n_ctx=n_ctx, n_threads=n_threads,
         )  # fmt: skip
-        if isinstance(generation._steps, Generator):
-            stack.callback(generation._steps.close)  # however it ends, its context and samplers are freed
+        stack.enter_context(generation)  # however it ends, its context and samplers are freed
         interrupted = _answer(generation, quiet=json)
         if json:
             output.json_out(_summary(generation, model, interrupted))

@@ -1,0 +1,690 @@
+"""Contexts: what they compute, in which pieces, for whom, and what they refuse.
+
+The figures are compared with a twin in NumPy. For that there is a tiny llama with random float32 weights, written by
+``write_tiny_llama``, whose results llama.cpp and the twin share to 1e-5, where a real model's quantized weights and 8-bit
+activations differ by whole units between two kernels. test_batch, test_memory and test_logits use both, too.
+"""
+
+from __future__ import annotations
+
+import struct
+import threading
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+import offgrid_llama as og
+from offgrid_llama.params import KV_TYPES
+
+Array = npt.NDArray[Any]
+Weights = dict[str, Array]
+
+N_VOCAB, N_EMBD, N_FF, N_HEAD, N_LAYER, HEAD = 61, 64, 96, 2, 2, 32
+EPSILON = 1e-5
+EXACT: dict[str, Any] = {"type_k": "f32", "type_v": "f32", "flash_attn_type": "disabled", "n_threads": 1}
+"""Options of a context that computes in float32 throughout."""
+CLOSE = 1e-3
+"""How far float32 may be from the twin's float64: 6e-6 was measured, and a wrong position or token gives at least 0.1."""
+TOKENS = [3, 1, 4, 1, 5, 9, 2, 6, 53, 58, 9, 7, 32, 38, 46, 26]
+
+
+def write_tiny_llama(path: Path, n_head: int = N_HEAD) -> Weights:
+    """Write a GGUF file of a llama with random weights and no tokenizer; return the weights."""
+    rng = np.random.default_rng(7)
+    head = N_EMBD // n_head
+
+    def matrix(rows: int, columns: int, scale: float = 1.5) -> Array:
+        return np.asarray(rng.standard_normal((rows, columns)) * scale / np.sqrt(columns), np.float32)
+
+    weights: Weights = {
+        "token_embd.weight": matrix(N_VOCAB, N_EMBD, 8.0),
+        "output_norm.weight": np.ones(N_EMBD, np.float32),
+        "output.weight": matrix(N_VOCAB, N_EMBD, 3.0),
+    }
+    for layer in range(N_LAYER):
+        for name, rows, columns in [
+            ("attn_q", N_EMBD, N_EMBD),
+            ("attn_k", head, N_EMBD),
+            ("attn_v", head, N_EMBD),
+            ("attn_output", N_EMBD, N_EMBD),
+            ("ffn_gate", N_FF, N_EMBD),
+            ("ffn_up", N_FF, N_EMBD),
+            ("ffn_down", N_EMBD, N_FF),
+        ]:
+            weights[f"blk.{layer}.{name}.weight"] = matrix(rows, columns)
+        for name in ("attn_norm", "ffn_norm"):
+            weights[f"blk.{layer}.{name}.weight"] = 1 + 0.1 * rng.standard_normal(N_EMBD).astype(np.float32)
+
+    keys: dict[str, str | int | float] = {
+        "general.architecture": "llama",
+        "llama.context_length": 4096,
+        "llama.embedding_length": N_EMBD,
+        "llama.block_count": N_LAYER,
+        "llama.feed_forward_length": N_FF,
+        "llama.attention.head_count": n_head,
+        "llama.attention.head_count_kv": 1,
+        "llama.rope.dimension_count": head,
+        "llama.attention.layer_norm_rms_epsilon": EPSILON,
+        "llama.vocab_size": N_VOCAB,
+        "tokenizer.ggml.model": "none",
+    }
+
+    def string(text: str) -> bytes:
+        return struct.pack("<Q", len(text)) + text.encode()
+
+    header = b"GGUF" + struct.pack("<IQQ", 3, len(weights), len(keys))
+    for key, value in keys.items():
+        header += string(key)
+        if isinstance(value, str):
+            header += struct.pack("<I", 8) + string(value)
+        elif isinstance(value, float):
+            header += struct.pack("<If", 6, value)
+        else:
+            header += struct.pack("<II", 4, value)
+    data = b""
+    for name, array in weights.items():
+        header += string(name) + struct.pack(f"<I{array.ndim}QIQ", array.ndim, *array.shape[::-1], 0, len(data))
+        data += array.tobytes() + bytes(-array.nbytes % 32)
+    path.write_bytes(header + bytes(-len(header) % 32) + data)
+    return weights
+
+
+class Cell:
+    """One token of the twin's memory: its position, the sequences that have it, and keys and values of each layer."""
+
+    def __init__(self, pos: int, seqs: Iterable[int]) -> None:
+        self.pos = pos
+        self.seqs = set(seqs)
+        self.keys: list[Array] = []
+        self.values: list[Array] = []
+
+
+class Twin:
+    """The tiny llama in NumPy, with a memory that does what llama.h says of its own, in float64."""
+
+    def __init__(self, weights: Weights, *, unified: bool = False) -> None:
+        self.weights = {name: array.astype(np.float64) for name, array in weights.items()}
+        self.unified = unified
+        self.cells: list[Cell] = []
+
+    def _norm(self, x: Array, name: str) -> Array:
+        return np.asarray(x / np.sqrt(np.mean(x * x) + EPSILON) * self.weights[f"{name}.weight"])
+
+    @staticmethod
+    def _rope(x: Array, pos: int) -> Array:
+        angle = pos * 10000.0 ** (-2 * np.arange(HEAD // 2) / HEAD)
+        turned = np.empty_like(x)
+        turned[..., ::2] = x[..., ::2] * np.cos(angle) - x[..., 1::2] * np.sin(angle)
+        turned[..., 1::2] = x[..., ::2] * np.sin(angle) + x[..., 1::2] * np.cos(angle)
+        return turned
+
+    def decode(self, token: int, pos: int, seqs: Sequence[int] = (0,)) -> Array:
+        """Add a token and return its logits."""
+        x = self.weights["token_embd.weight"][token]
+        cell = Cell(pos, seqs)
+        self.cells.append(cell)
+        seen = [other for other in self.cells if other.pos <= pos and other.seqs & cell.seqs]
+        for layer in range(N_LAYER):
+
+            def matrix(name: str, layer: int = layer) -> Array:
+                return self.weights[f"blk.{layer}.{name}.weight"]
+
+            h = self._norm(x, f"blk.{layer}.attn_norm")
+            cell.keys.append(matrix("attn_k") @ h)
+            cell.values.append(matrix("attn_v") @ h)
+            query = self._rope((matrix("attn_q") @ h).reshape(N_HEAD, HEAD), pos)
+            keys = np.array([self._rope(other.keys[layer], other.pos) for other in seen])
+            values = np.array([other.values[layer] for other in seen])
+            score = query @ keys.T / np.sqrt(HEAD)
+            score = np.exp(score - score.max(axis=1, keepdims=True))
+            x = x + matrix("attn_output") @ (score / score.sum(axis=1, keepdims=True) @ values).ravel()
+            h = self._norm(x, f"blk.{layer}.ffn_norm")
+            gate = matrix("ffn_gate") @ h
+            x = x + matrix("ffn_down") @ (gate / (1 + np.exp(-gate)) * (matrix("ffn_up") @ h))
+        return np.asarray(self.weights["output.weight"] @ self._norm(x, "output_norm"))
+
+    def sequence(self, tokens: Sequence[int], pos: int = 0, seq_id: int = 0) -> Array:
+        """Add the tokens of one sequence and return the logits of each."""
+        return np.array([self.decode(token, pos + i, [seq_id]) for i, token in enumerate(tokens)])
+
+    def positions(self, seq_id: int) -> range:
+        there = [cell.pos for cell in self.cells if seq_id in cell.seqs]
+        return range(min(there), max(there) + 1) if there else range(0)
+
+    def _in(self, p0: int, p1: int, seq_id: int) -> list[Cell]:
+        cells = [cell for cell in self.cells if seq_id == -1 or seq_id in cell.seqs]
+        return [cell for cell in cells if cell.pos >= p0 and (p1 == -1 or cell.pos < p1)]
+
+    def _drop(self) -> None:
+        self.cells = [cell for cell in self.cells if cell.seqs and cell.pos >= 0]
+
+    def remove(self, seq_id: int, p0: int = -1, p1: int = -1) -> None:
+        for cell in self._in(p0, p1, seq_id):
+            cell.seqs -= cell.seqs if seq_id == -1 else {seq_id}
+        self._drop()
+
+    def keep(self, seq_id: int) -> None:
+        for cell in self.cells:
+            cell.seqs &= {seq_id}
+        self._drop()
+
+    def clear(self) -> None:
+        self.cells = []
+
+    def copy(self, src: int, dst: int, p0: int = -1, p1: int = -1) -> None:
+        if src == dst:
+            return
+        if self.unified:
+            for cell in self._in(p0, p1, src):
+                cell.seqs.add(dst)
+            return
+        self.remove(dst)
+        for cell in self._in(p0, p1, src):
+            copy = Cell(cell.pos, [dst])
+            copy.keys, copy.values = cell.keys, cell.values
+            self.cells.append(copy)
+
+    def shift(self, seq_id: int, p0: int, p1: int, delta: int) -> None:
+        for cell in self._in(p0, p1, seq_id):
+            cell.pos += delta
+        self._drop()
+
+    def divide(self, seq_id: int, p0: int, p1: int, d: int) -> None:
+        for cell in self._in(p0, p1, seq_id):
+            cell.pos //= d
+
+
+def decode(context: og.Context, tokens: Sequence[int], pos: int = 0, seq_id: int = 0) -> npt.NDArray[np.float32]:
+    """Decode the tokens of one sequence in one batch and return the logits of each."""
+    batch = og.Batch(len(tokens))
+    rows = batch.add_sequence(tokens, pos, seq_id, logits="all")
+    context.decode(batch)
+    return np.array([context.logits(row).copy() for row in rows])
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Weights:
+    """The tiny llama's weights; its file lies beside."""
+    return write_tiny_llama(tmp_path_factory.getbasetemp() / "tiny-context.gguf")
+
+
+@pytest.fixture(scope="module")
+def tiny(weights: Weights, tmp_path_factory: pytest.TempPathFactory) -> Iterator[og.Model]:
+    """The tiny llama."""
+    with og.Model(tmp_path_factory.getbasetemp() / "tiny-context.gguf") as model:
+        yield model
+
+
+@pytest.fixture(scope="module")
+def long_text(weights: Weights) -> tuple[list[int], Array]:
+    """A text that fills a context of 256 but for 4 positions, and the twin's logits of its last 16 tokens."""
+    tokens = TOKENS[::-1] * 14 + [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12] + TOKENS
+    return tokens, Twin(weights).sequence(tokens)[-16:]
+
+
+# What is computed -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("pieces", [[16], [1] * 16, [15, 1], [1, 15], [8, 8], [5, 5, 5, 1], [3, 13]])
+@pytest.mark.parametrize("flash", ["disabled", "enabled"])
+def test_pieces_give_what_the_twin_gives(pieces: list[int], flash: str, tiny: og.Model, weights: Weights) -> None:
+    """The logits of a text are those of an independent NumPy model, in however many batches it is decoded."""
+    expected = Twin(weights).sequence(TOKENS)
+    with og.Context(tiny, n_ctx=256, **EXACT | {"flash_attn_type": flash}) as context:
+        got, pos = [], 0
+        for n in pieces:
+            got += list(decode(context, TOKENS[pos : pos + n], pos))
+            pos += n
+    # With flash attention, the CPU multiplies keys in float16.
+    np.testing.assert_allclose(got, expected, rtol=0, atol=CLOSE if flash == "disabled" else 0.05)
+
+
+@pytest.mark.parametrize("n_ubatch", [1, 2, 7, 16, 512])
+def test_micro_batches_give_the_same(n_ubatch: int, tiny: og.Model, weights: Weights) -> None:
+    """How llama.cpp cuts a batch into micro-batches does not change the result."""
+    with og.Context(tiny, n_ctx=256, n_ubatch=n_ubatch, **EXACT) as context:
+        assert context.n_ubatch == min(n_ubatch, context.n_batch)
+        np.testing.assert_allclose(decode(context, TOKENS), Twin(weights).sequence(TOKENS), rtol=0, atol=CLOSE)
+
+
+@pytest.mark.parametrize("model_name", ["smollm2", "gemma"])
+def test_pieces_of_a_real_model(model_name: str, request: pytest.FixtureRequest) -> None:
+    """A real model's logits in pieces are those in one batch, but for the rounding of activations to 8 bits.
+
+    Another kernel's last bit can move an 8-bit activation by one step: 0.3 in the root of the mean square was measured,
+    of logits that spread by 5. What follows another text is 4 away.
+    """
+    model: og.Model = request.getfixturevalue(model_name)
+    tokens = model.vocab.tokenize("The capital of France is Paris. The capital of Italy is Rome, and of Spain it is")
+    other = model.vocab.tokenize("Once upon a time, there was a little girl who lived in the woods with her")
+    with og.Context(model, n_ctx=256, n_threads=1) as context:
+        whole = decode(context, tokens)
+        context.memory.clear()
+        pieces = [*decode(context, tokens[:7]), *decode(context, tokens[7:8], 7), *decode(context, tokens[8:], 8)]
+        context.memory.clear()
+        different = decode(context, other)[-1]
+
+    def distance(a: npt.ArrayLike, b: npt.ArrayLike) -> float:
+        return float(np.sqrt(np.mean(np.square(np.subtract(a, b)))))
+
+    assert max(distance(a, b) for a, b in zip(whole, pieces, strict=True)) < 0.7
+    assert distance(whole[-1], different) > 2
+
+
+@pytest.mark.parametrize("unified", [False, True])
+def test_sequences_do_not_see_each_other(unified: bool, tiny: og.Model, weights: Weights) -> None:
+    """Sequences decoded in one batch, mixed row by row, give what each gives alone."""
+    texts = [TOKENS, TOKENS[5:], TOKENS[::-1], [60]]
+    with og.Context(tiny, n_ctx=1024, n_seq_max=4, kv_unified=unified, **EXACT) as context:
+        batch = og.Batch(64)
+        rows: dict[tuple[int, int], int] = {}
+        for pos in range(len(TOKENS)):
+            for seq, text in enumerate(texts):
+                if pos < len(text):
+                    rows[seq, pos] = batch.add(text[pos], pos, [seq], logits=True)
+        context.decode(batch)
+        for seq, text in enumerate(texts):
+            got = [context.logits(rows[seq, pos]).copy() for pos in range(len(text))]
+            np.testing.assert_allclose(got, Twin(weights).sequence(text), rtol=0, atol=CLOSE)
+            assert context.memory.positions(seq) == range(len(text))
+
+
+def test_a_token_of_two_sequences(tiny: og.Model, weights: Weights) -> None:
+    """A token may belong to several sequences of a unified cache, which then go on apart."""
+    with og.Context(tiny, n_ctx=256, n_seq_max=3, kv_unified=True, **EXACT) as context:
+        batch = og.Batch(16)
+        for pos, token in enumerate(TOKENS[:4]):
+            batch.add(token, pos, [0, 2])
+        context.decode(batch)
+        for seq, text in [(0, [7, 8]), (2, [9])]:
+            got = decode(context, text, 4, seq)
+            np.testing.assert_allclose(got, Twin(weights).sequence(TOKENS[:4] + text)[4:], rtol=0, atol=CLOSE)
+        assert [context.memory.positions(seq) for seq in range(3)] == [range(6), range(0), range(5)]
+
+
+def test_a_token_of_two_sequences_needs_a_unified_cache(tiny: og.Model) -> None:
+    """With a stream for each sequence it is refused by its name, and not as a cache without room."""
+    with og.Context(tiny, n_ctx=512, n_seq_max=2, **EXACT) as context:
+        batch = og.Batch(2)
+        batch.add(3, 0, [0, 1])
+        with pytest.raises(ValueError, match="kv_unified"):
+            context.decode(batch)
+
+
+# Options --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("kind", "atol"),
+    [
+        ("f32", CLOSE), ("f16", 0.1), ("bf16", 0.5), ("q8_0", 0.5), ("q5_1", 4), ("q5_0", 4), ("q4_1", 6), ("q4_0", 6),
+        ("iq4_nl", 6),
+    ],
+)  # fmt: skip
+def test_kv_types(kind: str, atol: float, tiny: og.Model, weights: Weights) -> None:
+    """Each type of the KV cache works for keys, for values and for both, and the finer it is, the closer it comes."""
+    expected = Twin(weights).sequence(TOKENS)
+    for types in ({"type_k": kind}, {"type_v": kind}, {"type_k": kind, "type_v": kind}):
+        flash = "disabled" if kind == "f32" else "enabled"
+        with og.Context(tiny, n_ctx=256, **EXACT | {"flash_attn_type": flash} | types) as context:
+            got = np.concatenate([decode(context, TOKENS[:8]), decode(context, TOKENS[8:], 8)])
+        np.testing.assert_allclose(got, expected, rtol=0, atol=atol)
+
+
+def test_all_kv_types_are_tried() -> None:
+    """The table above has every type that a context takes."""
+    assert list(KV_TYPES) == ["f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl"]
+
+
+@pytest.mark.parametrize("kind", ["q8_0", "q4_0"])
+def test_quantized_values_need_flash_attention(kind: str, tiny: og.Model) -> None:
+    """What llama.cpp refuses is a ContextError with its reason."""
+    with pytest.raises(og.ContextError, match="flash_attn"):
+        og.Context(tiny, n_ctx=256, n_threads=1, type_v=kind, flash_attn_type="disabled")
+
+
+@pytest.mark.parametrize("name", ["type_k", "type_v"])
+def test_quantized_types_need_heads_of_whole_blocks(name: str, tmp_path: Path) -> None:
+    """Heads of 16 values cannot be cut into blocks of 32: an error names the argument, where ggml would abort."""
+    write_tiny_llama(tmp_path / "small-heads.gguf", n_head=4)
+    with og.Model(tmp_path / "small-heads.gguf") as model:
+        with pytest.raises(og.ContextError, match=f"{name}='q8_0' needs heads of a multiple of 32"):
+            og.Context(model, n_ctx=256, **{name: "q8_0"})  # type: ignore[arg-type]
+        with og.Context(model, n_ctx=256, n_threads=1) as context:
+            decode(context, TOKENS)
+
+
+def test_sizes_are_what_llama_cpp_made_of_them(tiny: og.Model) -> None:
+    """The attributes tell the sizes as rounded by llama.cpp: cells come in steps of 256, for each stream."""
+    with og.Context(tiny, n_ctx=300, n_batch=100, n_ubatch=200, n_threads=1) as context:
+        assert (context.n_ctx, context.n_ctx_seq, context.n_batch, context.n_ubatch) == (512, 512, 100, 100)
+    with og.Context(tiny, n_ctx=512, n_seq_max=2, n_threads=1) as context:
+        assert (context.n_ctx, context.n_ctx_seq, context.n_seq_max) == (512, 256, 2)
+    with og.Context(tiny, n_ctx=512, n_seq_max=2, kv_unified=True, n_threads=1) as context:
+        assert (context.n_ctx, context.n_ctx_seq) == (512, 512)
+
+
+def test_default_context_length(tiny: og.Model, smollm2: og.Model) -> None:
+    """Without n_ctx a context has the training length, up to 4,096."""
+    assert (tiny.n_ctx_train, smollm2.n_ctx_train) == (4096, 8192)
+    for model in (tiny, smollm2):
+        with og.Context(model, n_threads=1) as context:
+            assert context.n_ctx == 4096
+
+
+@pytest.mark.parametrize("arguments", [{"n_ctx": 0}, {"n_batch": 0}, {"n_seq_max": 257}, {"type_k": "q3_k"}])
+def test_impossible_options(arguments: dict[str, Any], tiny: og.Model) -> None:
+    """What ContextParams refuses, Context refuses, with the argument's name."""
+    with pytest.raises(ValueError, match=next(iter(arguments))):
+        og.Context(tiny, **arguments)
+
+
+def test_a_cache_larger_than_the_machine(smollm2: og.Model) -> None:
+    """A KV cache that no memory could hold is refused with its size, before the system kills the process for it."""
+    with pytest.raises(og.ContextError, match="GiB"):
+        og.Context(smollm2, n_ctx=2**26)
+
+
+def test_threads_can_be_changed(tiny: og.Model, weights: Weights) -> None:
+    """set_n_threads changes nothing but the time; numbers below 1 are refused, absurd ones cut."""
+    with og.Context(tiny, n_ctx=256, **EXACT) as context:
+        context.set_n_threads(2, 1)
+        first = decode(context, TOKENS[:8])
+        context.set_n_threads(100_000)
+        got = np.concatenate([first, decode(context, TOKENS[8:], 8)])
+        np.testing.assert_allclose(got, Twin(weights).sequence(TOKENS), rtol=0, atol=CLOSE)
+        with pytest.raises(ValueError, match="n_threads must be"):
+            context.set_n_threads(0)
+        context.synchronize()
+
+
+def test_two_contexts_on_one_model(tiny: og.Model, weights: Weights) -> None:
+    """Contexts of one model have memories of their own, in two threads at once, too."""
+    expected = Twin(weights).sequence(TOKENS)
+
+    def work(context: og.Context) -> None:
+        for _ in range(20):
+            context.memory.clear()
+            got = [*decode(context, TOKENS[:9]), *decode(context, TOKENS[9:], 9)]
+            np.testing.assert_allclose(got, expected, rtol=0, atol=CLOSE)
+
+    with og.Context(tiny, n_ctx=256, **EXACT) as one, og.Context(tiny, n_ctx=256, **EXACT) as two:
+        decode(one, [5, 6, 7])
+        assert two.memory.positions(0) == range(0)
+        with ThreadPoolExecutor(2) as pool:
+            list(pool.map(work, (one, two)))
+
+
+@pytest.mark.parametrize("unified", [False, True])
+def test_threads_take_turns_in_one_context(unified: bool, tiny: og.Model, weights: Weights) -> None:
+    """Threads that decode in one context wait for their turn, each in its own sequence, and none disturbs another."""
+    texts = [TOKENS, TOKENS[::-1], TOKENS[3:] + TOKENS[:3]]
+    with og.Context(tiny, n_ctx=1024, n_seq_max=3, kv_unified=unified, **EXACT) as context:
+        barrier = threading.Barrier(3)
+
+        def work(seq: int) -> None:
+            barrier.wait()
+            for _ in range(10):
+                context.memory.remove(seq)
+                for pos, token in enumerate(texts[seq][:-1]):
+                    batch = og.Batch(1)
+                    batch.add(token, pos, [seq])
+                    context.decode(batch)
+                    assert context.memory.positions(seq) == range(pos + 1)
+
+        with ThreadPoolExecutor(3) as pool:
+            list(pool.map(work, range(3)))
+        for seq, text in enumerate(texts):
+            got = decode(context, text[-1:], len(text) - 1, seq)[0]
+            np.testing.assert_allclose(got, Twin(weights).sequence(text)[-1], rtol=0, atol=CLOSE)
+
+
+# Rows -----------------------------------------------------------------------------------------------------------------
+
+
+def test_only_rows_that_asked_can_be_read(tiny: og.Model) -> None:
+    """A row without logits is refused, where llama.h would abort; -1 is the last row with logits."""
+    with og.Context(tiny, n_ctx=256, **EXACT) as context:
+        batch = og.Batch(8)
+        for pos, token in enumerate(TOKENS[:6]):
+            batch.add(token, pos, [0], logits=pos in (1, 4))
+        context.decode(batch)
+        for row in (0, 2, 3, 5, 6, 100, -3, 2**31, -(2**31)):
+            for method in (context.logits, context.argmax):
+                with pytest.raises(ValueError, match="row"):
+                    method(row)
+        assert context.logits(-1).row == context.logits(4).row == 4
+        assert context.logits(-2).row == 1
+        assert context.argmax(-1) == context.argmax(4) == int(np.argmax(context.logits(4).copy()))
+        assert not np.array_equal(context.logits(1).copy(), context.logits(4).copy())
+        for bad in (None, 1.0, "1"):
+            with pytest.raises(TypeError):
+                context.logits(bad)  # type: ignore[arg-type]
+
+
+def test_rows_before_the_first_decode(tiny: og.Model) -> None:
+    """Before a decode there is nothing to read, and the error says so."""
+    with og.Context(tiny, n_ctx=256, n_threads=1) as context:
+        for row in (0, -1):
+            with pytest.raises(ValueError, match="0 rows with logits"):
+                context.logits(row)
+            with pytest.raises(ValueError, match="0 rows with logits"):
+                context.argmax(row)
+
+
+def test_a_failed_decode_leaves_no_rows(tiny: og.Model) -> None:
+    """After a decode that failed, the rows of the one before are gone."""
+    with og.Context(tiny, n_ctx=256, n_threads=1) as context:
+        decode(context, TOKENS)
+        with pytest.raises(og.InvalidBatch):
+            decode(context, TOKENS, 100)
+        with pytest.raises(ValueError, match="0 rows with logits"):
+            context.logits(-1)
+
+
+def test_rows_of_several_micro_batches(tiny: og.Model, weights: Weights) -> None:
+    """Rows are found where they are, also when llama.cpp computed them in another order."""
+    texts = [TOKENS, TOKENS[4:9], TOKENS[::-1]]
+    with og.Context(tiny, n_ctx=768, n_seq_max=3, n_ubatch=4, **EXACT) as context:
+        batch = og.Batch(64)
+        wanted = []
+        for seq, text in enumerate(texts):
+            for pos, token in enumerate(text):
+                row = batch.add(token, pos, [seq], logits=pos % 3 == seq)
+                if pos % 3 == seq:
+                    wanted.append((row, seq, pos))
+        context.decode(batch)
+        expected = [Twin(weights).sequence(text) for text in texts]
+        for row, seq, pos in wanted:
+            np.testing.assert_allclose(context.logits(row), expected[seq][pos], rtol=0, atol=CLOSE)
+
+
+def test_n_outputs_max(tiny: og.Model) -> None:
+    """More rows with logits than n_outputs_max are refused before anything is computed."""
+    with og.Context(tiny, n_ctx=256, n_outputs_max=2, n_threads=1) as context:
+        batch = og.Batch(4)
+        for pos in range(3):
+            batch.add(5, pos, [0], logits=True)
+        with pytest.raises(ValueError, match="n_outputs_max=2"):
+            context.decode(batch)
+        assert context.memory.positions(0) == range(0)
+        batch.clear()
+        batch.add(5, 0, [0], logits=True)
+        batch.add(5, 1, [0])
+        batch.add(5, 2, [0], logits=True)
+        context.decode(batch)
+        assert len(context.logits(2)) == N_VOCAB
+
+
+def test_embeddings_make_every_row_readable(tiny: og.Model, weights: Weights) -> None:
+    """A context that computes embeddings has logits for each row."""
+    with og.Context(tiny, n_ctx=256, embeddings=True, **EXACT) as context:
+        batch = og.Batch(16)
+        batch.add_sequence(TOKENS, logits="none")
+        context.decode(batch)
+        got = [context.logits(row).copy() for row in range(len(TOKENS))]
+        np.testing.assert_allclose(got, Twin(weights).sequence(TOKENS), rtol=0, atol=CLOSE)
+
+
+def test_argmax(tiny: og.Model) -> None:
+    """argmax() is NumPy's, for every row."""
+    with og.Context(tiny, n_ctx=256, n_threads=1) as context:
+        expected = decode(context, TOKENS).argmax(axis=1)
+        assert [context.argmax(row) for row in range(len(TOKENS))] == list(expected)
+
+
+# Refusals -------------------------------------------------------------------------------------------------------------
+
+
+def test_a_batch_that_is_too_long(tiny: og.Model) -> None:
+    """A batch over n_batch is refused, where llama.h would abort."""
+    with og.Context(tiny, n_ctx=256, n_batch=8, n_threads=1) as context:
+        batch = og.Batch(9)
+        batch.add_sequence(TOKENS[:9])
+        with pytest.raises(ValueError, match="n_batch=8"):
+            context.decode(batch)
+        decode(context, TOKENS[:8])
+
+
+def test_a_non_causal_batch_fits_a_micro_batch(tiny: og.Model) -> None:
+    """Without a causal mask a batch cannot be split into micro-batches, and a longer one is refused."""
+    with og.Context(tiny, n_ctx=256, n_ubatch=8, attention_type="non_causal", n_threads=1) as context:
+        with pytest.raises(ValueError, match="n_ubatch=8"):
+            decode(context, TOKENS[:9])
+        decode(context, TOKENS[:8])
+
+
+def test_an_empty_batch(tiny: og.Model) -> None:
+    """An empty batch is refused."""
+    with og.Context(tiny, n_ctx=256, n_threads=1) as context, pytest.raises(ValueError, match="empty"):
+        context.decode(og.Batch(3))
+
+
+def test_tokens_and_sequences_that_are_not_there(tiny: og.Model) -> None:
+    """Tokens over the vocabulary and sequences over n_seq_max are refused with their range, and memory stays as it was."""
+    with og.Context(tiny, n_ctx=512, n_seq_max=2, n_threads=1) as context:
+        for token, seq, text in [(N_VOCAB, 0, "0 to 60"), (2**31 - 1, 0, "0 to 60"), (5, 2, "n_seq_max=2")]:
+            batch = og.Batch(2)
+            batch.add(1, 0, [0])
+            batch.add(token, 1, [seq])
+            with pytest.raises(ValueError, match=text):
+                context.decode(batch)
+        assert context.memory.positions(0) == range(0)
+        batch = og.Batch(1)
+        batch.add(N_VOCAB - 1, 0, [1])
+        context.decode(batch)
+
+
+@pytest.mark.parametrize(("unified", "n_ubatch"), [(False, 512), (False, 16), (True, 16)])
+def test_a_full_cache(
+    unified: bool, n_ubatch: int, tiny: og.Model, weights: Weights, long_text: tuple[list[int], Array]
+) -> None:
+    """A batch that finds no room is NoKVSlot; memory is as before, also when its first micro-batches would have fit."""
+    tokens, expected = long_text
+    with og.Context(tiny, n_ctx=256, n_ubatch=n_ubatch, kv_unified=unified, **EXACT) as context:
+        assert context.n_ctx == 256
+        begin = len(tokens) - 16
+        decode(context, tokens[:begin])
+        with pytest.raises(og.NoKVSlot) as caught:
+            decode(context, TOKENS + TOKENS, begin)
+        assert (caught.value.code, caught.value.memory_restored) == (1, True)
+        assert "no room" in str(caught.value)
+        assert any("memory slot" in line for line in caught.value.log)
+        assert context.memory.positions(0) == range(begin)
+        np.testing.assert_allclose(decode(context, tokens[begin:], begin), expected, rtol=0, atol=CLOSE)
+        context.memory.remove(0, 10, -1)
+        got = decode(context, TOKENS, 10)
+        np.testing.assert_allclose(got, Twin(weights).sequence(tokens[:10] + TOKENS)[10:], rtol=0, atol=CLOSE)
+
+
+@pytest.mark.parametrize("positions", [[20], [3], [15, 17], [16, 18], [17, 16]])
+def test_a_gap_in_positions(positions: list[int], tiny: og.Model, weights: Weights) -> None:
+    """Positions that do not go on where the sequence ends are InvalidBatch, and memory is as before."""
+    with og.Context(tiny, n_ctx=256, **EXACT) as context:
+        decode(context, TOKENS)
+        batch = og.Batch(4)
+        for pos in positions:
+            batch.add(5, pos, [0])
+        with pytest.raises(og.InvalidBatch) as caught:
+            context.decode(batch)
+        assert (caught.value.code, caught.value.memory_restored) == (-1, True)
+        assert "sequence 0" in str(caught.value)
+        assert context.memory.positions(0) == range(16)
+        got = decode(context, [7], 16)
+        np.testing.assert_allclose(got, Twin(weights).sequence([*TOKENS, 7])[16:], rtol=0, atol=CLOSE)
+
+
+def test_an_encoder_is_needed_to_encode(tiny: og.Model) -> None:
+    """encode() on a decoder-only model is refused, where llama.h would crash."""
+    with og.Context(tiny, n_ctx=256, n_threads=1) as context:
+        batch = og.Batch(1)
+        batch.add(1, 0, [0])
+        with pytest.raises(og.ContextError, match="no encoder"):
+            context.encode(batch)
+
+
+def test_cancel_stops_a_decode(smollm2: og.Model) -> None:
+    """cancel() from another thread ends a decode with Aborted; finished micro-batches stay, and the context goes on."""
+    with og.Context(smollm2, n_ctx=2048, n_batch=2048, n_ubatch=32, n_threads=1) as context:
+        failures: list[BaseException] = []
+        started = threading.Event()
+
+        def work() -> None:
+            batch = og.Batch(2048)
+            batch.add_sequence(list(range(1000, 3048)))
+            started.set()
+            try:
+                context.decode(batch)
+            except og.DecodeError as error:
+                failures.append(error)
+
+        thread = threading.Thread(target=work)
+        thread.start()
+        started.wait()
+        while thread.is_alive():  # the decode clears a request that comes before it has begun
+            context.cancel()
+            thread.join(0.001)
+        (failure,) = failures
+        assert isinstance(failure, og.Aborted)
+        assert (failure.code, failure.memory_restored) == (2, False)
+        done = context.memory.positions(0)
+        assert len(done) % 32 == 0
+        assert len(done) < 2048
+        decode(context, [1000], done.stop)
+        context.cancel()  # nothing is running: no harm to the next decode
+        decode(context, [1000], done.stop + 1)
+
+
+def test_after_close(tiny: og.Model) -> None:
+    """Every method of a closed context raises ClosedError with the model's name."""
+    context = og.Context(tiny, n_ctx=256, n_threads=1)
+    decode(context, TOKENS)
+    context.close()
+    batch = og.Batch(1)
+    batch.add(1, 0, [0])
+    for call in (
+        lambda: context.decode(batch),
+        lambda: context.logits(-1),
+        lambda: context.argmax(-1),
+        context.cancel,
+        context.synchronize,
+        lambda: context.set_n_threads(1),
+    ):
+        with pytest.raises(og.ClosedError, match="tiny-context"):
+            call()
+    assert context.closed
+    assert "closed" in repr(context)
+
+
+def test_a_closed_model_makes_no_context(weights: Weights, tmp_path: Path) -> None:
+    """A context needs an open model."""
+    write_tiny_llama(tmp_path / "other.gguf")
+    model = og.Model(tmp_path / "other.gguf")
+    model.close()
+    with pytest.raises(og.ClosedError, match="other"):
+        og.Context(model)
