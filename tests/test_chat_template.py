@@ -234,7 +234,7 @@ UNARY = [
     "({a}).split(none, 1)|last|default('')", "({a}).rsplit(none, 1)|first|default('')", "({a})|safe", "'%-5s|%%' % ({a})",
     "'{{}}:{{:>4}}'.format({a}, 1)", "'{{x[0]}}{{{{}}}}'.format(x=[{a}])", "({a})|map('upper')|join", "[{a}]|map('trim')|first",
     "{{'k': {a}}}.k", "{{{a}: 1}}|items|first|first", "{{{a}: {a}}}|dictsort|last|last", "dict(k={a}).values()|join", "[[{a}]]|sum(start=['z'])|join",
-    "m({a})", "'%s' % [{a}]", "({a}) ~ none ~ 1.5 ~ true", "({a}).removeprefix('\u03b1').removesuffix('b')",
+    "m({a})", "'%s' % [{a}]", "({a}) ~ none ~ 1.5 ~ true", "(({a})|e) ~ ''", "({a}).removeprefix('\u03b1').removesuffix('b')",
 ]  # fmt: skip
 BINARY = [
     "({a}) ~ ({b})", "({a}) + ({b})", "({a}).replace('a', {b})", "({a})|replace('\u03b1', {b})", "({a})|replace({b}, '<|y|>')",
@@ -242,7 +242,7 @@ BINARY = [
     "[{a}, {b}]|join({b})", "({a}).split('a')|join({b})", "({a}).split('\u03b1', 1)|last ~ ({b})", "({a}).rsplit('b', 1)[0] ~ {b}",
     "({a}).partition('b')|join({b})", "({a}).rpartition('\u03b2')|last ~ {b}", "'%s<|p|>%s' % ({a}, {b})",
     "'%(x)s%(y)s' % {{'x': {a}, 'y': {b}}}", "'{{1}}<|f|>{{0}}'.format({a}, {b})", "'%s-%s'|format({a}, {b})",
-    "({a})|default({b}, true)", "({a}) if ({b}) else 'none'", "[{a}, {b}]|min", "[{a}, {b}]|max", "[{a}, {b}]|sort|first",
+    "(({a}) ~ '{{}}').format({b})", "(({a}) ~ '%s') % ({b})", "({a})|default({b}, true)", "({a}) if ({b}) else 'none'", "[{a}, {b}]|min", "[{a}, {b}]|max", "[{a}, {b}]|sort|first",
     "({a})|indent({b})", "[{a}, {b}]|select('string')|list|last", "[{a}, {b}]|reject('in', {b})|join", "({a}) or ({b})", "m({a}, {b})",
     "(({a}) in ({b}))|string", "({a}).startswith({b})|string", "({a}).find({b})|string", "({a}).count('a') ~ ({b})", "[{a}, {b}]|map('replace', 'a', {b})|join",
     "({a}).strip({b})", "n({a})", "({a}).format({b}) if '{{' not in ({a}) else ''", "[{{'t': {a}}}, {{'t': {b}}}]|map(attribute='t')|join('-')",
@@ -296,13 +296,19 @@ def test_every_operation_keeps_origins(program: str, u: str, v: str) -> None:
 
 
 @pytest.mark.parametrize("form", [*UNARY, *BINARY])
-def test_each_operation_is_reached(form: str) -> None:
-    """Each form that the fuzzer builds with is valid for some texts, so that it is not all refused."""
-    program = SET + MACROS + "{{ " + form.format(a="u", b="v") + " }}"
+def test_each_operation_keeps_origins(form: str) -> None:
+    """The same for each operation alone, on text of the caller, on mixed text, and with it as the second operand."""
     messages = user_text("\u03b1 \u03b2b\na", "\u03b2")
-    expected = oracle(PLAIN.from_string(program), messages)
-    assert expected is not None
-    assert ChatTemplate(program).render(messages) == expected
+    rendered = []
+    for a, b in (("u", "v"), ("(u ~ '<|m|>' ~ v)", "'a'"), ("'a b'", "u"), ("u", "u")):
+        program = SET + MACROS + "{{ " + form.format(a=a, b=b) + " }}"
+        expected = oracle(PLAIN.from_string(program), messages)
+        if expected is not None:
+            parts = ChatTemplate(program).parts(messages)
+            check_parts(parts)
+            assert "".join(part.text for part in parts) == expected
+            rendered.append(expected)
+    assert len(rendered) >= 3
 
 
 def test_parts_of_a_plain_conversation() -> None:
@@ -354,6 +360,9 @@ HOSTILE = {
     "text in lists": "{% set n = namespace(l=[]) %}{% set s = 'a' * 100000 %}"
     "{% for i in range(100000) %}{% set n.l = n.l + [s[i:]] %}{% endfor %}",
     "a list of elements": "{% set n = namespace(l=[]) %}{% for i in range(100000) %}{% set n.l = n.l + [["
+    + "i," * 1000
+    + "]] %}{% endfor %}",
+    "a chain of lists": "{% set n = namespace(l=[]) %}{% for i in range(100000) %}{% set n.l = [n.l, ["
     + "i," * 1000
     + "]] %}{% endfor %}",
     "text in keys": "{% set n = namespace(d={}) %}{% for i in range(9999) %}{% set n.d = "

@@ -43,9 +43,10 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
-    "GGUF", "AttentionType", "Batch", "Context", "FlashAttention", "Generation", "Grammar", "LoadMode", "Logits", "Memory", "MemoryPlan",
-    "Model", "PoolingType", "RopeScaling", "RopeType", "Sampler", "SamplerChain", "SplitMode", "TextStream", "TokenAttr",
-    "Vocab", "VocabType", "build_info", "devices", "generate", "memory_plan", "samplers", "store",
+    "GGUF", "AttentionType", "Batch", "Context", "FlashAttention", "Generation", "Grammar", "LoadMode", "Logits",
+    "Memory", "MemoryPlan", "Model", "PoolingType", "RopeScaling", "RopeType", "Sampler", "SamplerChain", "SplitMode",
+    "TextStream", "TokenAttr", "Vocab", "VocabType", "build_info", "devices", "generate", "memory_plan", "samplers",
+    "store",
 ]  # fmt: skip
 __all__ += _errors  # noqa: PLE0605
 

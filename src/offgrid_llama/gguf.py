@@ -188,6 +188,13 @@ class GGUF(Owner, Mapping[str, Value]):
         for name, value, good in rules:
             if not good:
                 raise GGUFError(f"{self.path}: {self.architecture}.{name} = {value} is not possible")
+        tokens = self._keys.get("tokenizer.ggml.tokens", -1)
+        with self._handle as ptr:
+            if tokens >= 0 and lib.gguf_get_kv_type(ptr, tokens) == lib.GGUF_TYPE_ARRAY:
+                strings = lib.gguf_get_arr_type(ptr, tokens) == lib.GGUF_TYPE_STRING
+                repeated = lib.og_gguf_repeated(ptr, tokens) if strings else -1
+                if repeated >= 0:
+                    raise GGUFError(f"{self.path}: token {repeated} of tokenizer.ggml.tokens is there twice")
         for key in self:
             if key.endswith("epsilon") and isinstance(epsilon := self[key], float) and not 0 <= epsilon < math.inf:
                 raise GGUFError(f"{self.path}: {key} = {epsilon} is not possible")

@@ -238,6 +238,7 @@ class SamplerChain(Owner):
         """Append a sampler and take it for keeps: it is closed for everybody else (``llama_sampler_chain_add``)."""
         if not isinstance(sampler, Sampler):
             raise TypeError(f"sampler must be a Sampler, not {type(sampler).__name__}")
+        self._handle.check_open()
         if self._names and self._names[-1] in SELECTING:
             raise ValueError(f"{self._names[-1]} selects the token and must stay last; {sampler.name} cannot follow it")
         if sampler.name == "grammar" and (early := [name for name in self._names if name in TRUNCATING]):

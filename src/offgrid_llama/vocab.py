@@ -91,6 +91,9 @@ class Vocab:
             data = text.encode("utf-8")
         else:
             raise TypeError(f"text must be str or bytes, not {type(text).__name__}")
+        self._refuse_none()
+        if add_special:
+            self._refuse_missing_specials()
         if len(data) > MAX_TEXT_BYTES:
             raise TokenizeError(f"text has {len(data):,} bytes; at most {MAX_TEXT_BYTES:,} can be tokenized at once")
 
@@ -182,7 +185,22 @@ class Vocab:
             tokens = lib.llama_vocab_get_suppress_tokens(self._ptr, count)
             return list(ffi.unpack(tokens, count[0])) if tokens and count[0] else []
 
+    def _refuse_none(self) -> None:
+        if self.type is VocabType.NONE:
+            raise TokenizeError(f"{self._handle.name} has no vocabulary")
+
+    def _refuse_missing_specials(self) -> None:
+        wanted = {"bos": self.add_bos, "eos": self.add_eos}
+        if self.type is VocabType.WPM:
+            wanted = {"bos": True, "sep": True}
+        missing = [name for name, needed in wanted.items() if needed and getattr(self, name) is None]
+        if missing:
+            raise TokenizeError(
+                f"{self._handle.name} wants {' and '.join(missing)} added and has no such token; use add_special=False"
+            )
+
     def _id(self, name: str, token: int) -> int:
+        self._refuse_none()
         if type(token) is int and 0 <= token < self.n_tokens:
             return token
         return number(name, token, 0, self.n_tokens - 1)

@@ -4,8 +4,8 @@
 shim.cpp by a macro of its own name: cffi's generated code calls ``llama_decode(...)`` and so goes through
 ``guarded<llama_decode>``. The functions of shim.cdef.h are ours and ``noexcept`` already.
 
-cffi lets go of the GIL around every call. A getter that returns within nanoseconds gains nothing by that, pays more for it than
-for the call itself, and gives way to every other thread that is waiting for the GIL. So the functions of ``GETTERS`` keep it.
+cffi lets go of the GIL around every call. A getter that returns within nanoseconds gains nothing by that, pays more for
+it than for the call itself, and gives way to every other thread that is waiting. So the functions of ``GETTERS`` keep it.
 """
 
 from __future__ import annotations

@@ -26,6 +26,9 @@ int32_t og_sample(struct llama_sampler * chain, const float * logits, int32_t n_
 // Whether a grammar would let `token` through; OG_THREW when it threw. Changes nothing.
 int32_t og_allows(struct llama_sampler * grammar, int32_t token);
 
+// The first entry of an array of strings that an earlier one equals, or -1.
+int64_t og_gguf_repeated(const struct gguf_context * ctx, int64_t key_id);
+
 // A log callback that drops its line, for the time after the interpreter has gone.
 void og_drop_log(enum ggml_log_level level, const char * text, void * user_data);
 

@@ -17,7 +17,9 @@
 #include <exception>
 #include <limits>
 #include <string>
+#include <string_view>
 #include <type_traits>
+#include <unordered_set>
 #include <vector>
 
 static bool og_on_poll(void);  // Python; cffi defines it below
@@ -172,6 +174,21 @@ static int32_t og_allows(struct llama_sampler * grammar, int32_t token) noexcept
         remember("llama_sampler_apply", "an exception that is no std::exception");
     }
     return OG_THREW;
+}
+
+static int64_t og_gguf_repeated(const struct gguf_context * ctx, int64_t key_id) noexcept {
+    try {
+        const size_t n = gguf_get_arr_n(ctx, key_id);
+        std::unordered_set<std::string_view> seen(2 * n);
+        for (size_t i = 0; i < n; i++) {
+            const std::string_view text = gguf_get_arr_str(ctx, key_id, i);
+            if (!text.empty() && !seen.insert(text).second) {
+                return static_cast<int64_t>(i);
+            }
+        }
+    } catch (...) {  // no memory: the load will say so
+    }
+    return -1;
 }
 
 static void og_drop_log(enum ggml_log_level, const char *, void *) noexcept {}

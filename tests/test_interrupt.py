@@ -1,0 +1,156 @@
+"""Stopping a decode in the middle: Ctrl-C, cancel() and close().
+
+The issue names a figure, half a second for Ctrl-C, and so this one file measures a time; the median of three tries.
+"""
+
+from __future__ import annotations
+
+import signal
+import statistics
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+import offgrid_llama as og
+
+LONG = 8000
+
+CHILD = """
+import sys, time
+import offgrid_llama as og
+
+with og.Model(sys.argv[1]) as model, og.Context(model, n_ctx=8192, n_batch=8192, n_outputs_max=1) as context:
+    batch = og.Batch(8000)
+    batch.add_sequence([5] * 8000)
+    print("decoding", flush=True)
+    try:
+        context.decode(batch)
+        print("finished")
+    except KeyboardInterrupt:
+        print(time.monotonic(), flush=True)
+    there = len(context.memory.positions(0))
+    batch.clear()
+    batch.add(5, there, [0], logits=True)
+    context.decode(batch)
+    print(there, context.argmax(-1) >= 0)
+"""
+
+
+def interrupt(command: list[str], path: Path) -> tuple[float, int, str]:
+    """Send SIGINT to a child that decodes; return the seconds until it noticed, positions in memory, its last word."""
+    with subprocess.Popen([*command, CHILD, str(path)], stdout=subprocess.PIPE, text=True) as child:
+        assert child.stdout
+        assert child.stdout.readline() == "decoding\n"
+        time.sleep(0.7)  # some way into the prompt, which takes many seconds
+        sent = time.monotonic()
+        child.send_signal(signal.SIGINT)
+        noticed, rest = child.stdout.readline(), child.stdout.read()
+    assert child.returncode == 0
+    there, works = rest.split()
+    return float(noticed) - sent, int(there), works
+
+
+def test_ctrl_c_stops_a_long_prompt_within_half_a_second(child_command: list[str], smollm2_path: Path) -> None:
+    """Ctrl-C in a decode of 8,000 tokens is a KeyboardInterrupt within 0.5 s, and the context works on."""
+    tries = [interrupt(child_command, smollm2_path) for _ in range(3)]
+    assert statistics.median(seconds for seconds, _, _ in tries) < 0.5
+    assert all(0 <= there < LONG and there % 512 == 0 for _, there, _ in tries)
+    assert {works for _, _, works in tries} == {"True"}
+
+
+@contextmanager
+def decoding(context: og.Context) -> Iterator[list[BaseException]]:
+    """Decode a long prompt on another thread for as long as the block lasts; collects what it raises."""
+    batch = og.Batch(LONG)
+    batch.add_sequence([5] * LONG)
+    raised: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            context.decode(batch)
+        except og.OffgridLlamaError as error:
+            raised.append(error)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    while not context._handle._busy and thread.is_alive():
+        time.sleep(0.001)
+    try:
+        yield raised
+    finally:
+        thread.join(120)
+        assert not thread.is_alive()
+
+
+def long_context(model: og.Model) -> og.Context:
+    """Make a context that takes a long prompt in one decode."""
+    return og.Context(model, n_ctx=8192, n_batch=8192, n_outputs_max=1)
+
+
+def test_cancel_stops_a_decode_on_another_thread(smollm2: og.Model) -> None:
+    """cancel() ends the decode in flight with Aborted, memory keeps whole micro-batches, and the context works on."""
+    with long_context(smollm2) as context:
+        with decoding(context) as raised:
+            while not raised:
+                context.cancel()  # again: the decode may not have begun yet
+                time.sleep(0.005)
+        (error,) = raised
+        assert isinstance(error, og.Aborted)
+        assert error.code == 2
+        assert not error.memory_restored
+        assert len(context.memory.positions(0)) % context.n_ubatch == 0
+        context.memory.clear()
+        batch = og.Batch(1)
+        batch.add(5, 0, [0], logits=True)
+        context.decode(batch)
+        assert context.argmax(-1) >= 0
+
+
+@pytest.mark.parametrize("owner", ["context", "model"])
+def test_close_stops_a_decode_on_another_thread(smollm2_path: Path, owner: str) -> None:
+    """close() of a context, or of its model, ends the decode in flight, waits for it, and frees."""
+    model = og.Model(smollm2_path)
+    context = long_context(model)
+    with decoding(context) as raised:
+        (context if owner == "context" else model).close()
+        assert context.closed
+    assert isinstance(raised[0], (og.Aborted, og.ClosedError))
+    model.close()
+
+
+def test_ctrl_c_stops_a_load(child_command: list[str], gemma_path: Path) -> None:
+    """Ctrl-C while a model loads is a KeyboardInterrupt, and nothing is left behind."""
+    child = subprocess.Popen(
+        [*command_with(child_command, """
+        import sys
+        import offgrid_llama as og
+        def progress(done):
+            if not said:
+                said.append(print("loading", flush=True))
+            while len(said) == 1 and not input():
+                said.append("go")
+        said = []
+        try:
+            og.Model(sys.argv[1], progress=progress)
+        except KeyboardInterrupt:
+            print("interrupted")
+        """), str(gemma_path)],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert child.stdout
+    assert child.stdout.readline() == "loading\n"
+    child.send_signal(signal.SIGINT)
+    assert child.communicate(timeout=60)[0] == "interrupted\n"
+    assert child.returncode == 0
+
+
+def command_with(command: list[str], source: str) -> list[str]:
+    """Append dedented source to a child's command."""
+    import textwrap
+
+    return [*command, textwrap.dedent(source)]
