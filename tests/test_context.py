@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import struct
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -33,11 +33,12 @@ CLOSE = 1e-3
 TOKENS = [3, 1, 4, 1, 5, 9, 2, 6, 53, 58, 9, 7, 32, 38, 46, 26]
 
 
-def write_gguf(path: Path, keys: dict[str, str | int | float], tensors: Weights) -> None:
+def write_gguf(path: Path, keys: Mapping[str, str | int | float], tensors: Weights) -> None:
     """Write a GGUF file of strings, uint32, float32 and tensors of float32."""
 
     def string(text: str) -> bytes:
-        return struct.pack("<Q", len(text)) + text.encode()
+        data = text.encode()
+        return struct.pack("<Q", len(data)) + data
 
     header = b"GGUF" + struct.pack("<IQQ", 3, len(tensors), len(keys))
     for key, value in keys.items():
@@ -468,9 +469,12 @@ def test_only_rows_that_asked_can_be_read(tiny: og.Model) -> None:
         assert context.logits(-2).row == 1
         assert context.argmax(-1) == context.argmax(4) == int(np.argmax(context.logits(4).copy()))
         assert not np.array_equal(context.logits(1).copy(), context.logits(4).copy())
+        assert context.argmax(int(np.int64(4))) == context.argmax(np.int64(4))
+        bad: Any
         for bad in (None, 1.0, "1"):
-            with pytest.raises(TypeError):
-                context.logits(bad)  # type: ignore[arg-type]
+            for method in (context.logits, context.argmax):
+                with pytest.raises(TypeError, match="row must be an int"):
+                    method(bad)
 
 
 def test_rows_before_the_first_decode(tiny: og.Model) -> None:

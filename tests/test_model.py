@@ -223,11 +223,17 @@ def test_gpu_layers_without_a_gpu(layers: int, path: Path) -> None:
 
 def test_gpu_layers_that_are_none(path: Path) -> None:
     """0 and "auto" always work; other values are refused by name."""
-    for layers in (0, "auto"):
-        og.Model(path, n_gpu_layers=layers).close()  # type: ignore[arg-type]
-    for bad, error in [(-2, ValueError), ("all", TypeError), (1.5, TypeError), (None, TypeError)]:
+    og.Model(path, n_gpu_layers=0).close()
+    og.Model(path, n_gpu_layers="auto").close()
+    wrong: list[tuple[Any, type[Exception]]] = [
+        (-2, ValueError),
+        ("all", TypeError),
+        (1.5, TypeError),
+        (None, TypeError),
+    ]
+    for value, error in wrong:
         with pytest.raises(error, match="n_gpu_layers"):
-            og.Model(path, n_gpu_layers=bad)  # type: ignore[arg-type]
+            og.Model(path, n_gpu_layers=value)
 
 
 @pytest.mark.parametrize(
@@ -256,11 +262,6 @@ def test_vocab_only(smollm2_path: Path, smollm2: og.Model) -> None:
         assert model.vocab.tokenize("Hello world") == smollm2.vocab.tokenize("Hello world")
         assert model.metadata == smollm2.metadata
         assert model.chat_template() == smollm2.chat_template()
-        assert (model.n_ctx_train, model.n_embd, model.n_layer) == (
-            smollm2.n_ctx_train,
-            smollm2.n_embd,
-            smollm2.n_layer,
-        )
         with pytest.raises(og.ContextError, match="vocab_only=True"):
             og.Context(model)
         with pytest.raises(og.ContextError, match="vocab_only=True"):
