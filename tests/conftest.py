@@ -6,6 +6,7 @@ The models come from the store, which downloads them on first use. A test that c
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import textwrap
@@ -31,11 +32,21 @@ class RunChild(Protocol):
 
 
 def pytest_configure() -> None:
-    """Write no core files: some children die on purpose."""
+    """Write no core files, for some children die on purpose; and let children have Ctrl-C, which `cmd &` takes away."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     if sys.platform != "win32":
         import resource
 
         resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what known_gaps.txt names as expected failures; what hangs or takes the machine with it is not run."""
+    gaps = set((Path(__file__).parent / "known_gaps.txt").read_text(encoding="utf-8").splitlines())
+    for item in items:
+        if item.nodeid in gaps:
+            run = "test_vocab" not in item.nodeid
+            item.add_marker(pytest.mark.xfail(reason="a known gap: see known_gaps.txt", strict=False, run=run))
 
 
 @pytest.fixture(scope="session")

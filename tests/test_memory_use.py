@@ -44,7 +44,6 @@ def test_the_file_is_mapped(smollm2_path: Path) -> None:
         maps = Path("/proc/self/maps").read_text(encoding="utf-8")
         assert str(smollm2_path.resolve()) in maps
         assert model.size > 80 * MB
-    assert str(smollm2_path.resolve()) not in Path("/proc/self/maps").read_text(encoding="utf-8")
 
 
 def test_two_contexts_share_the_weights(smollm2_path: Path) -> None:

@@ -152,6 +152,12 @@ def _set(params: Any, **values: Any) -> None:
         object.__setattr__(params, name, value)  # frozen for everybody else
 
 
+def _switches(params: Any) -> None:
+    for field in fields(params):
+        if field.type == "bool" and not isinstance(value := getattr(params, field.name), bool):
+            raise TypeError(f"{field.name} must be True or False, not {type(value).__name__}")
+
+
 @dataclass(frozen=True)
 class ModelParams:
     """``llama_model_params``: how to load a model. See Model for what each means."""
@@ -165,6 +171,7 @@ class ModelParams:
     use_extra_bufts: bool = True
 
     def __post_init__(self) -> None:
+        _switches(self)
         _set(
             self,
             n_gpu_layers=number("n_gpu_layers", self.n_gpu_layers, -1),
@@ -202,6 +209,7 @@ class ContextParams:
     kv_unified: bool = False
 
     def __post_init__(self) -> None:
+        _switches(self)
         threads = default_threads() if self.n_threads is None else self.n_threads
         n_threads = number("n_threads", threads, 1)
         batch_threads = n_threads if self.n_threads_batch is None else self.n_threads_batch

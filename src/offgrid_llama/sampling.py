@@ -53,7 +53,7 @@ def _make(name: str, ptr: Any, vocab: Vocab | None = None) -> Sampler:
 
 
 def _seed(seed: int | None) -> int:
-    return DEFAULT_SEED if seed is None else number("seed", seed, 0, DEFAULT_SEED)
+    return DEFAULT_SEED if seed is None else number("seed", seed, 0, DEFAULT_SEED - 1)
 
 
 def greedy() -> Sampler:
