@@ -7,8 +7,8 @@ Every sample is a fresh process that loads the model, warms up and times one rep
 - `prefill`: 512 tokens in one batch into an empty context (`-p 512 -n 0`), after a warm-up of the same.
 The sides of a round run one after another and each round starts with the next side, so ratios within a round are pairs.
 
-`decode` does what llama-bench does: random tokens, nothing sampled. Each step's logits are ready when it ends; our side
-and llama-cpp-python's read one of them.
+`decode` does what llama-bench does: random tokens, nothing sampled, and after each step `llama_synchronize`, when the
+step's logits are ready.
 `generate` is decode as a user writes it: each step's greedy token is sampled, turned into text and fed back.
 llama-bench has no such test: there it stands with one that samples nothing, which favours it.
 
@@ -61,14 +61,14 @@ def child_ours(test: str, file: str, threads: int) -> Callable[[bool], None]:
         batch.clear()
         batch.add_sequence(tokens)
         ctx.decode(batch)
-        ctx.logits(n - 1)[0]
+        ctx.synchronize()
 
     def decode(warm_up: bool) -> None:
         for i, token in enumerate(tokens[: 1 if warm_up else n]):
             batch.clear()
             batch.add(token, i, [0], logits=True)
             ctx.decode(batch)
-            ctx.logits(0)[0]
+            ctx.synchronize()
 
     def generate(warm_up: bool) -> None:
         token, text = tokens[0], bytearray()
@@ -100,12 +100,12 @@ def child_python(test: str, file: str, threads: int) -> Callable[[bool], None]:
 
     def prefill(_warm_up: bool) -> None:
         llama.eval(tokens)
-        llama_cpp.llama_get_logits_ith(llama.ctx, -1)[0]
+        llama_cpp.llama_synchronize(llama.ctx)
 
     def decode(warm_up: bool) -> None:
         for token in tokens[: 1 if warm_up else n]:
             llama.eval([token])
-            llama_cpp.llama_get_logits_ith(llama.ctx, -1)[0]
+            llama_cpp.llama_synchronize(llama.ctx)
 
     def generate(warm_up: bool) -> None:
         text, left = bytearray(), 1 if warm_up else n
@@ -117,7 +117,6 @@ def child_python(test: str, file: str, threads: int) -> Callable[[bool], None]:
 
     def run(warm_up: bool) -> None:
         {"prefill": prefill, "decode": decode, "generate": generate}[test](warm_up)
-        llama_cpp.llama_synchronize(llama.ctx)
         if warm_up:
             llama.reset()
 

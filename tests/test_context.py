@@ -12,7 +12,7 @@ import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +20,9 @@ import pytest
 
 import offgrid_llama as og
 from offgrid_llama.params import KV_TYPES
+
+if TYPE_CHECKING:
+    from conftest import RunChild
 
 Array = npt.NDArray[Any]
 Weights = dict[str, Array]
@@ -449,6 +452,41 @@ def test_threads_take_turns_in_one_context(unified: bool, tiny: og.Model, weight
         for seq, text in enumerate(texts):
             got = decode(context, text[-1:], len(text) - 1, seq)[0]
             np.testing.assert_allclose(got, Twin(weights).sequence(text)[-1], rtol=0, atol=CLOSE)
+
+
+def test_two_threads_decode_at_once(smollm2_path: Path, run_child: RunChild) -> None:
+    """Two threads in one context do not end the process, as they do in llama.h, and each gets its own text."""
+    child = run_child(
+        """
+        import sys, threading
+        import offgrid_llama as og
+
+        with og.Model(sys.argv[1]) as model:
+            prompts = [model.vocab.tokenize(text) for text in ("The capital of France is", "Once upon a time there was")]
+            with og.Context(model, n_ctx=512, n_seq_max=2, n_threads=1) as context:
+                def go_on(seq):
+                    tokens, batch = prompts[seq][:-1], og.Batch(8)
+                    batch.add_sequence(tokens, 0, seq, "none")
+                    barrier.wait()
+                    for pos in range(len(tokens), len(tokens) + 12):
+                        context.decode(batch)
+                        batch.clear()
+                        batch.add(prompts[seq][-1], pos, [seq])
+                    context.memory.remove(seq, len(tokens), -1)
+
+                barrier = threading.Barrier(2)
+                threads = [threading.Thread(target=go_on, args=(seq,)) for seq in range(2)]
+                [thread.start() for thread in threads]
+                [thread.join() for thread in threads]
+                for seq, prompt in enumerate(prompts):
+                    batch = og.Batch(1)
+                    batch.add(prompt[-1], len(prompt) - 1, [seq], logits=True)
+                    context.decode(batch)
+                    print(model.vocab.piece(context.argmax(-1)).decode())
+        """,
+        smollm2_path,
+    )
+    assert (child.returncode, child.stdout) == (0, " Paris\n a\n"), child.stderr[-500:]
 
 
 # Rows -----------------------------------------------------------------------------------------------------------------

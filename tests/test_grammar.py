@@ -236,8 +236,9 @@ def test_a_clone_has_the_place_in_the_text(start: og.Context) -> None:
         with chain.clone() as clone:
             for token in no:
                 clone.accept(token)
-            with pytest.raises(og.GrammarError):
+            with pytest.raises(og.GrammarError, match="does not allow"):
                 clone.accept(no[0])
+            assert vocab.is_eog(clone.sample(start, -1))
         for token in no:
             chain.accept(token)
 

@@ -50,18 +50,17 @@ class _Thread(threading.local):
     """What one thread's callbacks have left for the code that called C."""
 
     def __init__(self) -> None:
-        self.pending: BaseException | None = None
         self.lines: deque[tuple[int, str]] = deque(maxlen=200)
         self.partial = ""
         self.level = logging.INFO
 
 
 _thread = _Thread()
+_pending: dict[int, BaseException] = {}  # by thread id; no attribute of _thread, as it is asked for after every step
 
 
 def _keep(_kind: object, error: BaseException, _trace: object) -> None:
-    if _thread.pending is None:
-        _thread.pending = error
+    _pending.setdefault(threading.get_ident(), error)
 
 
 def _keep_and_abort(_kind: object, error: BaseException, _trace: object) -> bool:
@@ -71,10 +70,10 @@ def _keep_and_abort(_kind: object, error: BaseException, _trace: object) -> bool
 
 def raise_pending() -> None:
     """Raise what a callback of this thread raised while C was running, if anything."""
-    error = _thread.pending
-    if error is not None:
-        _thread.pending = None
-        raise error
+    if _pending:
+        error = _pending.pop(threading.get_ident(), None)
+        if error is not None:
+            raise error
 
 
 @ffi.def_extern(onerror=_keep)  # type: ignore[untyped-decorator]
@@ -96,15 +95,16 @@ def og_on_log(level: int, text: Any, _user_data: Any) -> None:
 def og_on_progress(progress: float, user_data: Any) -> bool:
     """Pass on how much of a model is loaded, 0 to 1; False ends the load."""
     load: Progress = ffi.from_handle(user_data)
-    if _thread.pending is None and load.callback is not None:
+    raised = threading.get_ident() in _pending
+    if not raised and load.callback is not None:
         load.cancelled = load.callback(progress) is False
-    return _thread.pending is None and not load.cancelled
+    return not raised and not load.cancelled
 
 
 @ffi.def_extern(onerror=_keep_and_abort)  # type: ignore[untyped-decorator]
 def og_on_poll() -> bool:
     """Let the interpreter run its signal handlers: Ctrl-C raises KeyboardInterrupt right here, and the decode ends."""
-    return _thread.pending is not None
+    return threading.get_ident() in _pending
 
 
 def forget_log() -> None:

@@ -6,13 +6,14 @@ refuses to read the others, where llama.h would abort.
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any, Literal
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any, Literal
 
 from ._capi import ffi
 from ._check import number
+
+if TYPE_CHECKING:
+    from .context import Context
 
 __all__ = ["MAX_POS", "Batch"]
 
@@ -47,8 +48,7 @@ class Batch:
         )  # fmt: skip
         self._rows: list[int] = []
         self._max_token = self._max_seq_id = -1
-        self._readers = 0  # decodes that read the arrays now
-        self._mutex = threading.Lock()
+        self._readers: list[Context] = []  # in a decode of this batch now; a list, because append and pop are atomic
 
     def __len__(self) -> int:
         return int(self._c.n_tokens)
@@ -136,17 +136,6 @@ class Batch:
         self._rows = []
         self._max_token = self._max_seq_id = -1
         self._c.n_tokens = 0
-
-    @contextmanager
-    def _decoding(self) -> Iterator[None]:
-        """Refuse changes, as long as the block lasts; contexts in several threads may decode the same batch."""
-        with self._mutex:
-            self._readers += 1
-        try:
-            yield
-        finally:
-            with self._mutex:
-                self._readers -= 1
 
     def _writable(self, more: int) -> None:
         if self._readers:

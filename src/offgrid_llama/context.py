@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import threading
+from functools import cache
+from threading import get_ident
 from typing import TYPE_CHECKING, Any
 
 from ._callbacks import forget_log
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
 __all__ = ["Context"]
 
 DEFAULT_N_CTX = 4096
+_MAIN_THREAD = threading.main_thread().ident
 _QUANT_BLOCK = 32  # all quantized KV types have blocks of 32
 
 
@@ -166,21 +169,25 @@ class Context(Owner):
         self._encoded = True
 
     def _compute(self, batch: Batch, function: Callable[[Any, Any], int], name: str, whole: bool) -> None:
-        with self._handle as ptr, batch._decoding():
-            self._check_batch(batch, whole)
-            cancel = self._cancel
-            cancel.requested = 0
-            self._handle.check_open()  # a close() that has asked to stop before the line above
-            cancel.poll_signals = threading.get_ident() == threading.main_thread().ident
-            cancel.next_poll_us = 0
-            # Whatever happens from here on, the rows of the step before are gone.
-            self._step += 1
-            self._rows = frozenset()
-            forget_log()
-            code = function(ptr, batch._c[0])
-            if code == 0:
-                self._rows = frozenset(range(len(batch)) if self.params.embeddings else batch._rows)
-            decoded(code, name, len(batch))
+        # After a step the caches hold weights: each object that is touched here costs a visit to memory.
+        with self._handle as ptr:
+            batch._readers.append(self)  # contexts in several threads may decode the same batch
+            try:
+                self._check_batch(batch, whole)
+                cancel = self._cancel
+                cancel.requested = 0
+                self._handle.check_open()  # a close() that has asked to stop before the line above
+                cancel.poll_signals = get_ident() == _MAIN_THREAD
+                # Whatever happens from here on, the rows of the step before are gone.
+                self._step += 1
+                self._rows = frozenset()
+                forget_log()
+                code = function(ptr, batch._c[0])
+                if code == 0:
+                    self._rows = frozenset(range(len(batch)) if self.params.embeddings else batch._rows)
+                decoded(code, name, len(batch))
+            finally:
+                batch._readers.pop()
 
     def _check_batch(self, batch: Batch, whole: bool) -> None:
         n = len(batch)
@@ -206,10 +213,8 @@ class Context(Owner):
 
         Raises ValueError for a row that did not ask for logits.
         """
-        from .logits import Logits
-
         self._handle.check_open()
-        return Logits(self, self._readable(row), self._step)
+        return _logits_type()(self, self._readable(row), self._step)
 
     def argmax(self, row: int) -> int:
         """Return the token with the largest logit of a row, the first of equals; reads the logits once."""
@@ -246,6 +251,14 @@ class Context(Owner):
         checked = ContextParams(n_threads=n_threads, n_threads_batch=n_threads_batch)
         with self._handle as ptr:
             lib.llama_set_n_threads(ptr, checked.n_threads, checked.n_threads_batch)
+
+
+@cache
+def _logits_type() -> type[Logits]:
+    """Return Logits, imported late because it needs NumPy, which takes longer than all of ours to import."""
+    from .logits import Logits
+
+    return Logits
 
 
 def _refuse_kv_cache(model: Model, params: ContextParams) -> None:

@@ -9,7 +9,7 @@ void og_caught_clear(void);
 typedef struct og_cancel {
     int32_t requested;     // set to 1 by any thread: stop at the next node of the graph
     int32_t poll_signals;  // 1 while the calling thread is Python's main thread
-    int64_t next_poll_us;  // when to look for signals next, in llama_time_us() time
+    int64_t next_poll_ms;  // when to look for signals next, by the coarse clock
 } og_cancel;
 bool og_should_abort(void * user_data);
 
