@@ -15,7 +15,7 @@ from ._check import number
 if TYPE_CHECKING:
     from .context import Context
 
-__all__ = ["MAX_POS", "Batch"]
+__all__ = ["MAX_POS", "MAX_TOKENS", "Batch"]
 
 MAX_TOKENS = 2**24
 MAX_POS = 2**30  # so that no sum of two positions leaves int32

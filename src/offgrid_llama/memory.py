@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from ._capi import lib
 from ._check import number, raise_caught, sequence
-from .batch import MAX_POS
+from .batch import MAX_POS, MAX_TOKENS
 from .errors import ContextError
 
 if TYPE_CHECKING:
@@ -43,14 +43,34 @@ class Memory:
     def remove(self, seq_id: int, p0: int = -1, p1: int = -1) -> bool:
         """Forget [p0, p1) of a sequence, or of all for ``seq_id=-1`` (``llama_memory_seq_rm``).
 
-        Returns False, and changes nothing, where only a whole sequence can be forgotten (recurrent models).
+        Returns False, and changes nothing, where the sequence could not go on as if the range had never been: a recurrent
+        state has no parts, and a sliding window without ``swa_full`` has forgotten what is far behind its last token. Then
+        forget the whole sequence and compute it again.
         """
-        seq_id = seq_id if seq_id == -1 else self._seq("seq_id", seq_id)
+        seqs = range(self._context.n_seq_max) if seq_id == -1 else [self._seq("seq_id", seq_id)]
         p0, p1 = self._range(p0, p1)
         with self._handle:
-            done = bool(lib.llama_memory_seq_rm(self._there(), seq_id, p0, p1))
+            memory = self._there()
+            if not all(self._can_forget(memory, seq, p0, p1) for seq in seqs):
+                return False
+            # One by one: of a recurrent memory llama.h removes no range from all sequences.
+            done = [bool(lib.llama_memory_seq_rm(memory, seq, p0, p1)) for seq in seqs]
             raise_caught()
-            return done
+            return all(done)
+
+    def _can_forget(self, memory: object, seq_id: int, p0: int, p1: int) -> bool:
+        """Return whether what follows without [p0, p1) is what would follow had it never been computed."""
+        model = self._context.model
+        first = lib.llama_memory_seq_pos_min(memory, seq_id)
+        last = lib.llama_memory_seq_pos_max(memory, seq_id)
+        to_the_end = p1 == -1 or p1 > last
+        if last < max(p0, 0) or (p0 <= 0 and to_the_end) or 0 <= p1 <= max(p0, 0):
+            return True  # nothing, or everything
+        if model.is_recurrent or model.is_hybrid:
+            return False
+        if model.n_swa and not self._context.params.swa_full and to_the_end:
+            return bool(first <= max(0, p0 - model.n_swa + 1))  # the next token is at p0 and sees as far as that
+        return True
 
     def copy(self, src: int, dst: int, p0: int = -1, p1: int = -1) -> None:
         """Let sequence ``dst`` have what ``src`` has in [p0, p1) (``llama_memory_seq_cp``).
@@ -71,10 +91,16 @@ class Memory:
                 raise_caught()
 
     def keep(self, seq_id: int) -> None:
-        """Forget every sequence but this one (``llama_memory_seq_keep``)."""
+        """Forget every sequence but this one.
+
+        Not by ``llama_memory_seq_keep``: without ``kv_unified`` that one looks only at the kept sequence's own stream.
+        """
         seq_id = self._seq("seq_id", seq_id)
         with self._handle:
-            lib.llama_memory_seq_keep(self._there(), seq_id)
+            memory = self._there()
+            for other in range(self._context.n_seq_max):
+                if other != seq_id:
+                    lib.llama_memory_seq_rm(memory, other, -1, -1)
             raise_caught()
 
     def shift(self, seq_id: int, p0: int, p1: int, delta: int) -> None:
@@ -92,16 +118,24 @@ class Memory:
             raise_caught()
 
     def divide(self, seq_id: int, p0: int, p1: int, d: int) -> None:
-        """Divide the positions in [p0, p1) by ``d``, at least 1 (``llama_memory_seq_div``).
+        """Divide the positions in [p0, p1) by ``d``, at least 1, rounding down; the next decode moves the keys.
 
-        Raises ContextError where ``can_shift`` is False.
+        By ``llama_memory_seq_add`` for each position, as the pinned ``llama_memory_seq_div`` turns the keys the wrong way.
+
+        Raises ContextError where ``can_shift`` is False, ValueError for more than 2**24 positions.
         """
         seq_id = self._seq("seq_id", seq_id)
         p0, p1 = self._range(p0, p1)
         d = number("d", d, 1)
         with self._handle:
             memory = self._shiftable()
-            lib.llama_memory_seq_div(memory, seq_id, p0, p1, d)
+            begin = max(p0, lib.llama_memory_seq_pos_min(memory, seq_id), 1)  # 0 stays where it is
+            end = lib.llama_memory_seq_pos_max(memory, seq_id) + 1
+            end = end if p1 == -1 else min(p1, end)
+            number("p1 - p0", max(end - begin, 0), 0, MAX_TOKENS)
+            if d > 1:
+                for pos in range(begin, end):  # upwards: what has moved lies below what is still to be moved
+                    lib.llama_memory_seq_add(memory, seq_id, pos, pos + 1, pos // d - pos)
             raise_caught()
 
     def positions(self, seq_id: int) -> range:
