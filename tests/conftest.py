@@ -40,15 +40,6 @@ def pytest_configure() -> None:
         resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark what known_gaps.txt names as expected failures; what hangs or takes the machine with it is not run."""
-    gaps = set((Path(__file__).parent / "known_gaps.txt").read_text(encoding="utf-8").splitlines())
-    for item in items:
-        if item.nodeid in gaps:
-            run = "test_vocab" not in item.nodeid
-            item.add_marker(pytest.mark.xfail(reason="a known gap: see known_gaps.txt", strict=False, run=run))
-
-
 @pytest.fixture(scope="session")
 def llama_cpp_dir() -> Path:
     """The pinned llama.cpp, with its vocabularies in ``models``."""

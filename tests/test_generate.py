@@ -77,6 +77,7 @@ def test_seeds(smollm2: og.Model) -> None:
     draw = functools.partial(og.generate, smollm2, "Once upon a time", max_tokens=10, temperature=1.5, n_threads=1)
     assert draw(seed=1).text == draw(seed=1).text
     assert len({draw(seed=seed).text for seed in range(4)}) > 1
+    assert len({draw().text for _ in range(4)}) > 1
 
 
 def test_sampling_is_top_k_top_p_min_p_temp_dist(smollm2: og.Model, monkeypatch: pytest.MonkeyPatch) -> None:

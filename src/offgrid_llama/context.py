@@ -201,6 +201,9 @@ class Context(Owner):
             raise ValueError(f"batch has token {batch._max_token}; the model has 0 to {self.model.vocab.n_tokens - 1}")
         if batch._max_seq_id >= self.n_seq_max:
             sequence("batch's seq_ids", batch._max_seq_id, self.n_seq_max)
+        if batch._shared and not self.params.kv_unified:
+            row = min(batch._shared)
+            raise ValueError(f"row {row} of batch is in several sequences: that needs a context with kv_unified=True")
         rows = n if self.params.embeddings else len(batch._rows)
         if rows > self._n_outputs_max:
             raise ValueError(f"batch asks for logits of {rows} rows, more than n_outputs_max={self._n_outputs_max}")
@@ -224,10 +227,12 @@ class Context(Owner):
 
     def _readable(self, row: int) -> int:
         """Return ``row`` of the last batch, from 0, or raise: llama.h aborts for rows that were not computed."""
-        if row in self._rows:
+        if type(row) is int and row in self._rows:
             return row
         self._handle.check_open()
         row = number("row", row, -(2**31))
+        if row in self._rows:
+            return row
         if row < 0 and -row <= len(self._rows):
             return sorted(self._rows)[row]
         rows = ", ".join(map(str, sorted(self._rows)[:8])) or "none"

@@ -8,11 +8,13 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Literal
 
 from . import sampling
+from ._check import number, real
 from .batch import Batch
 from .context import Context
 from .errors import ContextLengthError
 from .grammar import Grammar
 from .model import Model
+from .params import ContextParams
 from .sampling import SamplerChain
 from .text import TextStream
 
@@ -77,7 +79,7 @@ class Generation:
 
 def generate(
     model: Model,
-    prompt: str | Sequence[int],
+    prompt: str | bytes | Sequence[int],
     *,
     max_tokens: int = 256,
     temperature: float = 0.8,
@@ -95,7 +97,7 @@ def generate(
 
     Args:
         model: the Model.
-        prompt: text, or token ids as they are.
+        prompt: text (str, or bytes of UTF-8), or token ids as they are.
         max_tokens: most tokens to generate.
         temperature: 0 is greedy.
         top_k, top_p, min_p, seed: see ``offgrid_llama.samplers``.
@@ -103,25 +105,35 @@ def generate(
         grammar: what the text must be.
         n_ctx: positions; None is the prompt and ``max_tokens``, and at most what the model was trained for.
         n_threads: see Context.
-        parse_special: read ``<|im_start|>`` and the like in a str prompt as control tokens, as a rendered chat
+        parse_special: read ``<|im_start|>`` and the like in a prompt of text as control tokens, as a rendered chat
             template needs.
 
     Raises:
         ContextLengthError: the prompt does not fit; before anything is computed.
+        ValueError, TypeError, UnicodeError, TokenizeError: an argument is not as above; at the call, too.
     """
-    vocab = model.vocab
-    tokens = vocab.tokenize(prompt, parse_special=parse_special) if isinstance(prompt, str) else list(prompt)
+    model._handle.check_open()
+    vocab, stream = model.vocab, TextStream(stop)
+    if isinstance(prompt, (str, bytes)):
+        tokens = vocab.tokenize(prompt, parse_special=parse_special)
+    else:
+        tokens = [vocab._id(f"prompt[{i}]", token) for i, token in enumerate(prompt)]
     if not tokens:
         raise ValueError("prompt gives no tokens")
+    max_tokens = number("max_tokens", max_tokens, 1)
     if n_ctx is None:
         n_ctx = min(len(tokens) + max_tokens, model.n_ctx_train or 2**20)
-    if len(tokens) >= n_ctx:
+    if len(tokens) >= number("n_ctx", n_ctx, 1):
         raise ContextLengthError(
             f"the prompt has {len(tokens)} tokens and n_ctx is {n_ctx}: there is no room to generate",
             n_tokens=len(tokens), n_ctx=n_ctx,
         )  # fmt: skip
-    room = min(max_tokens, n_ctx - len(tokens))
-    stream = TextStream(stop)
+    ContextParams(n_ctx=n_ctx, n_threads=n_threads)
+    if grammar is not None and not isinstance(grammar, Grammar):
+        raise TypeError(f"grammar must be a Grammar, such as Grammar.gbnf(text), not {type(grammar).__name__}")
+    temperature = real("temperature", temperature, 0)
+    top_k, top_p, min_p = number("top_k", top_k, 0), real("top_p", top_p, 0, 1), real("min_p", min_p, 0, 1)
+    sampling._seed(seed)
 
     def chain() -> SamplerChain:
         first = [grammar.sampler(vocab)] if grammar else []
@@ -132,7 +144,7 @@ def generate(
 
     generation = Generation(n_prompt=len(tokens))
     context = lambda: Context(model, n_ctx=n_ctx, n_outputs_max=1, n_threads=n_threads)  # noqa: E731
-    generation._steps = _steps(generation, tokens, room, context, chain, stream)
+    generation._steps = _steps(generation, tokens, min(max_tokens, n_ctx - len(tokens)), context, chain, stream)
     return generation
 
 
@@ -152,24 +164,19 @@ def _steps(
             batch.clear()
             batch.add_sequence(tokens[start : start + n_batch], pos=start)
             context.decode(batch)
-        while room > 0:
-            token = chain.sample(context, -1)
-            now = perf_counter()
-            if not generation.tokens:
-                generation.prompt_seconds, begin = now - begin, now
-            generation.decode_seconds = now - begin
-            if vocab.is_eog(token):
-                generation.finish_reason = "stop"
-                break
+        token = chain.sample(context, -1)
+        generation.prompt_seconds = perf_counter() - begin
+        while not (ended := vocab.is_eog(token)):
             generation.tokens.append(token)
             yield stream.push(vocab.piece(token))
-            if stream.stopped is not None:
-                generation.finish_reason = "stop"
-                return
-            room -= 1
-            if room:
-                batch.clear()
-                batch.add(token, generation.n_prompt + len(generation.tokens) - 1, [0], logits=True)
-                context.decode(batch)
-    generation.finish_reason = generation.finish_reason or "length"
-    yield stream.finish()
+            if stream.stopped is not None or len(generation.tokens) == room:
+                break
+            begin = perf_counter()  # the time at the yield is the reader's
+            batch.clear()
+            batch.add(token, generation.n_prompt + len(generation.tokens) - 1, [0], logits=True)
+            context.decode(batch)
+            token = chain.sample(context, -1)
+            generation.decode_seconds += perf_counter() - begin
+    rest = stream.finish()
+    generation.finish_reason = "stop" if ended or stream.stopped is not None else "length"
+    yield rest

@@ -86,7 +86,7 @@ class Logits(NDArrayOperatorsMixin):
         others = [None if x is self else _plain(x) for x in inputs]  # each takes its own context's lock: before ours
         kwargs = {key: _plain(value) for key, value in kwargs.items()}
         with self._context._handle as ptr:
-            mine = self._view(ptr)
+            mine = self._shown(ptr, *(x for x in others if x is not None), *kwargs.values())
             plain = [mine if x is self else other for x, other in zip(inputs, others, strict=True)]
             return _owned(getattr(ufunc, method)(*plain, **kwargs))
 
@@ -105,7 +105,7 @@ class Logits(NDArrayOperatorsMixin):
             args = _plain(args)
             kwargs = {key: _plain(value) for key, value in kwargs.items()}
             with self._context._handle as ptr:
-                return _owned(getattr(self._view(ptr), name)(*args, **kwargs))
+                return _owned(getattr(self._shown(ptr, *args, *kwargs.values()), name)(*args, **kwargs))
 
         method.__name__ = name
         return method
@@ -121,6 +121,20 @@ class Logits(NDArrayOperatorsMixin):
         view.flags.writeable = False
         return view
 
+    def _shown(self, context_ptr: Any, *others: Any) -> npt.NDArray[np.float32]:
+        """Return the view, or a copy where one of the other operands has code of its own, which may keep what it sees."""
+        array = self._view(context_ptr)
+        if not all(map(_keeps_nothing, others)):
+            array = array.copy()
+            array.flags.writeable = False
+        return array
+
+
+def _keeps_nothing(value: Any) -> bool:
+    if type(value) in (list, tuple):
+        return all(map(_keeps_nothing, value))
+    return type(value) is np.ndarray or isinstance(value, (int, float, complex, str, np.generic, type(None)))
+
 
 def _plain(value: Any) -> Any:
     """Return ``value`` with a copy for each Logits in it."""
@@ -133,4 +147,6 @@ def _plain(value: Any) -> Any:
 
 def _owned(value: Any) -> Any:
     """Return ``value`` without a bond to llama.cpp's buffer."""
-    return value.copy() if isinstance(value, np.ndarray) and value.base is not None else value
+    if isinstance(value, np.ndarray) and (value.base is not None or not value.flags.writeable):
+        return value.copy()
+    return value

@@ -227,8 +227,9 @@ class ContextParams:
             rope_freq_scale=real("rope_freq_scale", self.rope_freq_scale, 0),
         )
         for name in ("type_k", "type_v"):
-            if getattr(self, name) not in KV_TYPES:
-                raise ValueError(f"{name} must be one of {', '.join(KV_TYPES)}, not {getattr(self, name)!r}")
+            value = getattr(self, name)
+            if not isinstance(value, str) or value not in KV_TYPES:
+                raise ValueError(f"{name} must be one of {', '.join(KV_TYPES)}, not {value!r}")
         if 0 < self.n_outputs_max < self.n_seq_max:
             raise ValueError(
                 f"n_outputs_max must be 0 or at least n_seq_max ({self.n_seq_max}), not {self.n_outputs_max}"

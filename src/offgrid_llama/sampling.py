@@ -28,6 +28,8 @@ __all__ = [
 SELECTING = frozenset({"greedy", "dist", "mirostat", "mirostat-v2", "adaptive-p"})
 TRUNCATING = frozenset({"top-k", "top-p", "min-p", "typical", "xtc", "top-n-sigma", "infill"})
 MAX_LAST_N = 2**20
+MAX_CANDIDATES = 2**31
+MAX_INFILL_CANDIDATES = 1000
 DEFAULT_SEED = 0xFFFFFFFF
 """llama.h's LLAMA_DEFAULT_SEED: a random one."""
 
@@ -42,6 +44,7 @@ class Sampler(Owner):
     def __init__(self, handle: Handle, name: str, vocab: Vocab | None = None) -> None:
         self.name = name
         self._vocab = vocab
+        self._at_most = MAX_CANDIDATES  # tokens that it leaves
         self._own(handle)
 
 
@@ -68,7 +71,9 @@ def dist(seed: int | None = None) -> Sampler:
 
 def top_k(k: int = 40) -> Sampler:
     """Keep the ``k`` most probable tokens; 0 keeps all."""
-    return _make("top-k", lib.llama_sampler_init_top_k(number("k", k, 0)))
+    sampler = _make("top-k", lib.llama_sampler_init_top_k(number("k", k, 0)))
+    sampler._at_most = k or MAX_CANDIDATES
+    return sampler
 
 
 def top_p(p: float = 0.95, min_keep: int = 1) -> Sampler:
@@ -152,7 +157,11 @@ def dry(
 
     The penalty is ``multiplier * base ** (length - allowed_length)``; repetitions end at the strings in ``breakers``.
     """
-    texts = [ffi.new("char[]", text.encode("utf-8")) for text in breakers]  # copied by llama.cpp before it returns
+    strings = [breakers] if isinstance(breakers, str) else list(breakers)
+    for i, string in enumerate(strings):
+        if not isinstance(string, str):
+            raise TypeError(f"breakers[{i}] must be str, not {type(string).__name__}")
+    texts = [ffi.new("char[]", text.encode("utf-8")) for text in strings]  # copied by llama.cpp before it returns
     if len(texts) > 256:
         raise ValueError(f"breakers must be at most 256 strings, not {len(texts)}")
     with vocab._handle:
@@ -185,7 +194,10 @@ def _bias(token: int, value: float) -> float:
 
 
 def infill(vocab: Vocab) -> Sampler:
-    """For fill-in-the-middle, after top-k and top-p: merge tokens with a common prefix, end where that is likely."""
+    """For fill-in-the-middle, after top-k and top-p: merge tokens with a common prefix, end where that is likely.
+
+    A chain takes it only after a ``top_k`` of at most 1,000: it compares each candidate with each.
+    """
     if vocab.eot is None and vocab.eos is None:
         raise SamplerError(f"infill needs a token that ends the text, and {vocab._handle.name} has none")
     with vocab._handle:
@@ -222,6 +234,7 @@ class SamplerChain(Owner):
         self._grammars = grammars  # index in the chain -> pointer, freed by the chain
         self._vocab = vocab
         self._poison = ""
+        self._at_most = MAX_CANDIDATES
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -247,6 +260,10 @@ class SamplerChain(Owner):
             )
         if {"grammar", "infill"} <= {sampler.name, *self._names}:
             raise ValueError("infill ends the text also where the grammar does not allow it: use one of the two")
+        if sampler.name == "infill" and self._at_most > MAX_INFILL_CANDIDATES:
+            raise ValueError(
+                f"infill compares each candidate with each: put a top_k of at most {MAX_INFILL_CANDIDATES:,} before it"
+            )
         vocab = sampler._vocab
         if vocab is not None and self._vocab is not None and vocab._handle is not self._vocab._handle:
             raise ValueError(f"{sampler.name} is for {vocab._handle.name}, the chain for {self._vocab._handle.name}")
@@ -261,6 +278,7 @@ class SamplerChain(Owner):
             if sampler.name == "grammar":
                 self._grammars[len(self._names)] = ptr
             self._names.append(sampler.name)
+            self._at_most = min(self._at_most, sampler._at_most)
 
     def sample(self, context: Context, row: int) -> int:
         """Choose a token for a row of the context's last decode and accept it (``llama_sampler_sample``).
@@ -324,6 +342,7 @@ class SamplerChain(Owner):
             raise_caught()
             grammars = {index: lib.llama_sampler_chain_get(ptr, index) for index in self._grammars}
             copy._begin(ptr, list(self._names), grammars, self._vocab)
+            copy._at_most = self._at_most
             return copy
 
     @property

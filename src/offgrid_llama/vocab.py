@@ -25,10 +25,16 @@ MAX_TEXT_BYTES = 64 * 1024 * 1024
 MAX_RUN_BYTES = 1024 * 1024
 """Longest stretch of text without a space, or of spaces alone, in bytes of UTF-8."""
 
-# Some pre-tokenizers go through std::regex, which recurses for each character of a word, some 200 bytes of stack each.
+# Some pre-tokenizers go through std::regex, which recurses for each character of a match, some 200 bytes of stack each.
 _SHORT_RUN_BYTES = 1024
-_DEEP_STACK_BYTES = 512 * 1024 * 1024  # reserved, not used: pages come as they are touched
-_LONG_SPACE = re.compile(rb"\s{%d}" % _SHORT_RUN_BYTES)
+_DEEP_STACK_BYTES = 1024 * 1024 * 1024  # reserved, not used: pages come as they are touched
+
+# Where a pre-tokenizer (tokenizer.ggml.pre) matches other stretches than words and spaces, or takes the square of their
+# length: what they are, how errors say it, and the longest that is let through (None: MAX_RUN_BYTES).
+_OTHER_RUNS: dict[str, tuple[re.Pattern[bytes], str, int | None]] = {
+    "exaone-moe": (re.compile(rb"(?:[^0-9!-/:-@\[-`{-~\s]| (?! ))+"), "bytes without punctuation", None),
+    "superbpe": (re.compile(rb"[0-9]+"), "digits in a row", 4096),
+}
 
 _T = TypeVar("_T")
 _stack_size_lock = threading.Lock()
@@ -97,6 +103,10 @@ class Vocab:
         if len(data) > MAX_TEXT_BYTES:
             raise TokenizeError(f"text has {len(data):,} bytes; at most {MAX_TEXT_BYTES:,} can be tokenized at once")
 
+        pre = self._model.metadata.get("tokenizer.ggml.pre", "")
+        if pre == "whitespace":  # its words are spaces too, and llama.cpp aborts on one that is longer than a space
+            data = " ".join(re.split(r"\s+", data.decode("utf-8"))).encode("utf-8")
+
         def run() -> tuple[Any, int]:
             with self._handle:
                 return filled(
@@ -111,6 +121,12 @@ class Vocab:
             raise TokenizeError(
                 f"text has {run_bytes:,} bytes without a space; at most {MAX_RUN_BYTES:,} can be tokenized"
             )
+        if pre in _OTHER_RUNS:
+            pattern, what, limit = _OTHER_RUNS[pre]
+            other = max(map(len, pattern.findall(data)), default=0)
+            if other > (limit or MAX_RUN_BYTES):
+                raise TokenizeError(f"text has {other:,} {what}; at most {limit or MAX_RUN_BYTES:,} can be tokenized")
+            run_bytes = max(run_bytes, other)
         try:
             tokens, count = run() if run_bytes <= _SHORT_RUN_BYTES else _on_deep_stack(run)
         except (NativeError, OverflowError) as error:
@@ -210,10 +226,7 @@ def _longest_run(data: bytes) -> int:
     """Return the length of the longest stretch with no change between space and no space; short ones may give less."""
     if len(data) <= _SHORT_RUN_BYTES:
         return len(data)
-    word = max(map(len, data.split()), default=0)
-    if not _LONG_SPACE.search(data):
-        return word
-    return max(word, *(len(match[0]) for match in re.finditer(rb"\s{%d,}" % _SHORT_RUN_BYTES, data)))
+    return max(map(len, [*data.split(), *re.findall(rb"\s\s+", data)]), default=0)
 
 
 def _on_deep_stack(run: Callable[[], _T]) -> _T:
@@ -232,6 +245,10 @@ def _on_deep_stack(run: Callable[[], _T]) -> _T:
         try:
             thread = threading.Thread(target=body, name="offgrid_llama.tokenize", daemon=True)
             thread.start()
+        except RuntimeError as error:
+            raise TokenizeError(
+                f"a long word needs a thread with a stack of {_DEEP_STACK_BYTES >> 20:,} MiB of address space: {error}"
+            ) from error
         finally:
             threading.stack_size(before)
     thread.join()
