@@ -1,8 +1,8 @@
 """One stream of tokens: offgrid_llama, llama-bench and llama-cpp-python, all on the same libllama, in turn in one run.
 
-    python bench/single_stream.py [--pairs 5] [--model NAME[=FILE]]... [--threads N] [--no-write]
+    python bench/single_stream.py [--pairs 5] [--repetitions 5] [--model NAME[=FILE]]... [--threads N] [--no-write]
 
-Every sample is a fresh process that loads the model, warms up and times one repetition, as `llama-bench -r 1` does:
+Every sample is the median of the repetitions of a fresh process that loads the model and warms up, as `llama-bench -r 5`:
 - `decode`: 128 single-token steps from an empty context (`-n 128 -p 0`), after a warm-up of one step;
 - `prefill`: 512 tokens in one batch into an empty context (`-p 512 -n 0`), after a warm-up of the same.
 The sides of a round run one after another and each round starts with the next side, so ratios within a round are pairs.
@@ -23,6 +23,7 @@ import argparse
 import importlib
 import json
 import os
+import statistics
 import subprocess
 import sys
 import time
@@ -80,9 +81,8 @@ def child_ours(test: str, file: str, threads: int) -> Callable[[bool], None]:
             text += vocab.piece(token)
 
     def run(warm_up: bool) -> None:
+        ctx.memory.clear(data=False)
         {"prefill": prefill, "decode": decode, "generate": generate}[test](warm_up)
-        if warm_up:
-            ctx.memory.clear(data=False)
 
     return run
 
@@ -116,9 +116,8 @@ def child_python(test: str, file: str, threads: int) -> Callable[[bool], None]:
                 break
 
     def run(warm_up: bool) -> None:
+        llama.reset()
         {"prefill": prefill, "decode": decode, "generate": generate}[test](warm_up)
-        if warm_up:
-            llama.reset()
 
     return run
 
@@ -131,15 +130,16 @@ def random_tokens(n: int, n_vocab: int, first: int) -> list[int]:
     return [first, *(choose.randrange(n_vocab) for _ in range(n - 1))]
 
 
-def child(side: str, test: str, file: str, threads: int) -> NoReturn:
-    """Warm up, time one repetition, and print it as JSON."""
+def child(side: str, test: str, file: str, threads: int, repetitions: int) -> NoReturn:
+    """Warm up, time the repetitions, and print them as JSON."""
     run = {OURS: child_ours, PYTHON: child_python}[side](test, file, threads)
     run(True)
-    start = time.perf_counter_ns()
-    run(False)
-    taken = time.perf_counter_ns() - start
-    tokens = N_PREFILL if test == "prefill" else N_DECODE
-    print(json.dumps({"tokens_per_second": tokens * 1e9 / taken, "libraries": harness.libraries()}), flush=True)
+    tokens, speeds = N_PREFILL if test == "prefill" else N_DECODE, []
+    for _ in range(repetitions):
+        start = time.perf_counter_ns()
+        run(False)
+        speeds.append(tokens * 1e9 / (time.perf_counter_ns() - start))
+    print(json.dumps({"samples_ts": speeds, "libraries": harness.libraries()}), flush=True)
     os._exit(0)  # the other side's finalizers are not what is measured
 
 
@@ -150,20 +150,22 @@ class Runner:
     peers: Peers
     env: dict[str, str]
     threads: int
+    repetitions: int
 
     def command(self, side: str, test: str, file: Path) -> list[str | Path]:
         """Return the command of a side's process."""
         if side != BENCH:
-            options = ["--child", side, test, "--threads", str(self.threads)]
+            options = ["--child", side, test, "--threads", str(self.threads), "--repetitions", str(self.repetitions)]
             return [sys.executable, Path(__file__), *options, "--model", file]
         lengths = f"-p {N_PREFILL} -n 0" if test == "prefill" else f"-p 0 -n {N_DECODE}"
-        flags = f"{lengths} -b {N_BATCH} -ub {N_UBATCH} -t {self.threads} -fa on -ctk f16 -ctv f16 -r 1 -o json"
+        flags = f"{lengths} -b {N_BATCH} -ub {N_UBATCH} -t {self.threads} -fa on -ctk f16 -ctv f16"
+        flags += f" -r {self.repetitions} -o json"
         return [self.peers.bin / "llama-bench", "-m", file, *flags.split()]
 
     def sample(self, side: str, test: str, file: Path) -> float:
         """Take one sample, in tokens per second."""
         found = harness.run_json(self.command(side, test, file), self.env)
-        return float(found[0]["avg_ts"] if side == BENCH else found["tokens_per_second"])
+        return float(statistics.median((found[0] if side == BENCH else found)["samples_ts"]))
 
     def libraries(self, side: str, file: Path) -> dict[str, str]:
         """Return the libraries that a side's process has mapped while it runs."""
@@ -213,6 +215,7 @@ def summarize(samples: dict[str, dict[str, dict[str, list[float]]]]) -> tuple[st
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pairs", type=int, default=5)
+    parser.add_argument("--repetitions", type=int, default=5, help="in each process")
     parser.add_argument("--model", action="append", default=[], metavar="NAME[=FILE]")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--tests", nargs="+", default=TESTS, choices=TESTS)
@@ -222,15 +225,16 @@ def main() -> None:
     args = parser.parse_args()
     if args.child:
         side, test = args.child
-        child(side, test, args.model[0], args.threads)
+        child(side, test, args.model[0], args.threads, args.repetitions)
 
     peers = Peers(args.peers.resolve())
     peers.check()
-    runner = Runner(peers, peers.environment(), args.threads)
+    runner = Runner(peers, peers.environment(), args.threads, args.repetitions)
     files, about = harness.resolve(args.model), harness.environment()
     about |= {
         "threads": args.threads,
         "pairs": args.pairs,
+        "repetitions in each process": args.repetitions,
         "n_batch": N_BATCH,
         "n_ubatch": N_UBATCH,
         "flash_attn": "on",

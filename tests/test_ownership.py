@@ -30,6 +30,12 @@ class Family:
         self.batch.add_sequence(self.vocab.tokenize("Once upon"))
         self.context.decode(self.batch)
         self.logits = self.context.logits(-1)
+        self.state = self.context.save_state(0)
+        self.vectors, self.pooled = (
+            og.Context(self.model, n_ctx=256, embeddings=True, pooling_type=pooling) for pooling in ("none", "mean")
+        )
+        for context in (self.vectors, self.pooled):
+            context.decode(self.batch)
         self.grammar = og.Grammar.gbnf('root ::= "a"+')
         self.chain = og.SamplerChain([self.grammar.sampler(self.vocab), og.samplers.dist(1)])
         self.sampler = og.samplers.penalties(self.vocab)
@@ -60,7 +66,11 @@ def closed_family(smollm2_path: Path) -> Family:
 
 # Every public method and property that needs the C object, and how to call it.
 USES: dict[type, dict[str, Callable[[Any], Any] | None]] = {
-    og.Model: {"chat_template": lambda f: f.model.chat_template(), "__enter__": lambda f: f.model.__enter__()},
+    og.Model: {
+        "chat_template": lambda f: f.model.chat_template(),
+        "fingerprint": lambda f: f.model.fingerprint(),
+        "__enter__": lambda f: f.model.__enter__(),
+    },
     og.Vocab: {
         "tokenize": lambda f: f.vocab.tokenize("x"),
         "detokenize": lambda f: f.vocab.detokenize([1]),
@@ -77,6 +87,10 @@ USES: dict[type, dict[str, Callable[[Any], Any] | None]] = {
         "encode": None,  # refused for a decoder-only model, closed or not
         "logits": lambda f: f.context.logits(-1),
         "argmax": lambda f: f.context.argmax(-1),
+        "embeddings": lambda f: f.vectors.embeddings(-1),
+        "sequence_embedding": lambda f: f.pooled.sequence_embedding(0),
+        "save_state": lambda f: f.context.save_state(0),
+        "load_state": lambda f: f.context.load_state(f.state, 0),
         "cancel": lambda f: f.context.cancel(),
         "synchronize": lambda f: f.context.synchronize(),
         "set_n_threads": lambda f: f.context.set_n_threads(1),
@@ -119,6 +133,7 @@ USES: dict[type, dict[str, Callable[[Any], Any] | None]] = {
         "array_length": lambda f: f.gguf.array_length("tokenizer.ggml.tokens"),
         "tensors": lambda f: f.gguf.tensors(),
         "check": lambda f: f.gguf.check(),
+        "fingerprint": lambda f: f.gguf.fingerprint(),
         "architecture": lambda f: f.gguf.architecture,
         "hparam": lambda f: f.gguf.hparam("block_count"),
         "get": lambda f: f.gguf.get("general.architecture"),

@@ -39,20 +39,21 @@ from .vocab import Vocab
 if TYPE_CHECKING:
     from . import store
     from .logits import Logits
+    from .state import State
 
 __version__ = "0.1.0"
 
 __all__ = [
     "GGUF", "AttentionType", "Batch", "Context", "FlashAttention", "Generation", "Grammar", "LoadMode", "Logits",
     "Memory", "MemoryPlan", "Model", "PoolingType", "RopeScaling", "RopeType", "Sampler", "SamplerChain", "SplitMode",
-    "TextStream", "TokenAttr", "Vocab", "VocabType", "build_info", "devices", "generate", "memory_plan", "samplers",
+    "State", "TextStream", "TokenAttr", "Vocab", "VocabType", "build_info", "devices", "generate", "memory_plan", "samplers",
     "store",
 ]  # fmt: skip
 __all__ += _errors  # noqa: PLE0605
 
 
 def __getattr__(name: str) -> Any:
-    # Logits needs numpy and the store needs json: imported when they are first asked for.
+    # Logits needs numpy, the store and State need json: imported when they are first asked for.
     if name == "store":
         import importlib
 
@@ -61,4 +62,8 @@ def __getattr__(name: str) -> Any:
         from .logits import Logits
 
         return Logits
+    if name == "State":
+        from .state import State
+
+        return State
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -24,7 +24,7 @@ from typing import Any
 
 from ._capi import ffi, lib
 
-__all__ = ["Progress", "forget_log", "install", "raise_pending", "recent_log", "whole_log"]
+__all__ = ["Progress", "forget_log", "install", "pending", "raise_pending", "recent_log", "whole_log"]
 
 logging.getLogger("offgrid_llama").addHandler(logging.NullHandler())
 _logger = logging.getLogger("offgrid_llama.llama_cpp")
@@ -56,11 +56,12 @@ class _Thread(threading.local):
 
 
 _thread = _Thread()
-_pending: dict[int, BaseException] = {}  # by thread id; no attribute of _thread, as it is asked for after every step
+pending: dict[int, BaseException] = {}
+"""What callbacks have raised, by thread id. No attribute of ``_thread``: every step asks whether there is anything."""
 
 
 def _keep(_kind: object, error: BaseException, _trace: object) -> None:
-    _pending.setdefault(threading.get_ident(), error)
+    pending.setdefault(threading.get_ident(), error)
 
 
 def _keep_and_abort(_kind: object, error: BaseException, _trace: object) -> bool:
@@ -70,8 +71,8 @@ def _keep_and_abort(_kind: object, error: BaseException, _trace: object) -> bool
 
 def raise_pending() -> None:
     """Raise what a callback of this thread raised while C was running, if anything."""
-    if _pending:
-        error = _pending.pop(threading.get_ident(), None)
+    if pending:
+        error = pending.pop(threading.get_ident(), None)
         if error is not None:
             raise error
 
@@ -95,7 +96,7 @@ def og_on_log(level: int, text: Any, _user_data: Any) -> None:
 def og_on_progress(progress: float, user_data: Any) -> bool:
     """Pass on how much of a model is loaded, 0 to 1; False ends the load."""
     load: Progress = ffi.from_handle(user_data)
-    raised = threading.get_ident() in _pending
+    raised = threading.get_ident() in pending
     if not raised and load.callback is not None:
         load.cancelled = load.callback(progress) is False
     return not raised and not load.cancelled
@@ -104,7 +105,7 @@ def og_on_progress(progress: float, user_data: Any) -> bool:
 @ffi.def_extern(onerror=_keep_and_abort)  # type: ignore[untyped-decorator]
 def og_on_poll() -> bool:
     """Let the interpreter run its signal handlers: Ctrl-C raises KeyboardInterrupt right here, and the decode ends."""
-    return threading.get_ident() in _pending
+    return threading.get_ident() in pending
 
 
 def forget_log() -> None:

@@ -145,13 +145,16 @@ class Handle:
             raise
 
     def __exit__(self, *_: object) -> None:
-        me = threading.get_ident()
         with self._mutex:
-            left = self._busy[me] - 1
-            if left:
-                self._busy[me] = left
-                return
-            del self._busy[me]
+            if self._exclusive:  # one call is all there can be
+                self._busy.clear()
+            else:
+                me = threading.get_ident()
+                left = self._busy[me] - 1
+                if left:
+                    self._busy[me] = left
+                    return
+                del self._busy[me]
             if self._waiting:
                 self._changed.notify_all()
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
-from ._capi import ffi
-from ._check import number
+from ._capi import ffi, lib
+from ._check import INT32_MAX, number
 
 if TYPE_CHECKING:
     from .context import Context
@@ -46,12 +46,13 @@ class Batch:
                 "n_seq_id": self._n_seq_id, "seq_id": self._seq_id, "logits": self._logits,
             },
         )  # fmt: skip
+        self._n = 0
         self._rows: list[int] = []
         self._max_token = self._max_seq_id = -1
         self._readers: list[Context] = []  # in a decode of this batch now; a list, because append and pop are atomic
 
     def __len__(self) -> int:
-        return int(self._c.n_tokens)
+        return self._n
 
     def __repr__(self) -> str:
         return f"<Batch of {len(self)}/{self.capacity} tokens, {len(self._rows)} with logits>"
@@ -70,8 +71,26 @@ class Batch:
             seq_ids: the sequences it belongs to, at least one, each once.
             logits: whether ``context.logits(row)`` and samplers may read this row after the decode.
         """
+        row = self._n
+        if (
+            type(token) is int and type(pos) is int and type(seq_ids) is list and len(seq_ids) == 1
+            and type(seq_id := seq_ids[0]) is int and 0 <= token <= INT32_MAX and 0 <= pos <= MAX_POS
+            and 0 <= seq_id <= INT32_MAX and row < self.capacity and not self._readers
+        ):  # fmt: skip
+            # Each token of each stream comes through here, between two steps: see Context._compute.
+            lib.og_batch_add(self._c, token, pos, seq_id, bool(logits))
+            self._max_token = max(self._max_token, token)
+            self._max_seq_id = max(self._max_seq_id, seq_id)
+            if logits:
+                self._rows.append(row)
+            self._n = row + 1
+            return row
+        return self._add(token, pos, seq_ids, bool(logits))
+
+    def _add(self, token: int, pos: int, seq_ids: Sequence[int], logits: bool) -> int:
+        """Do what ``add`` does, for other types and for several sequences; name what is wrong."""
         self._writable(1)
-        row = len(self)
+        row = self._n
         token = number("token", token, 0)
         pos = number("pos", pos, 0, MAX_POS)
         if isinstance(seq_ids, int):
@@ -85,14 +104,12 @@ class Batch:
             self._shared[row] = ffi.new("llama_seq_id[]", ids)
             self._seq_id[row] = self._shared[row]
             self._n_seq_id[row] = len(ids)
-        else:
-            self._first_seq_id[row] = ids[0]
-        self._token[row], self._pos[row], self._logits[row] = token, pos, bool(logits)
+        lib.og_batch_add(self._c, token, pos, ids[0], logits)
         if logits:
             self._rows.append(row)
         self._max_token = max(self._max_token, token)
         self._max_seq_id = max(self._max_seq_id, *ids)
-        self._c.n_tokens = row + 1
+        self._n = row + 1
         return row
 
     def add_sequence(
@@ -112,7 +129,7 @@ class Batch:
         if logits not in ("none", "last", "all"):
             raise ValueError(f"logits must be 'none', 'last' or 'all', not {logits!r}")
         self._writable(len(tokens))
-        begin, end = len(self), len(self) + len(tokens)
+        begin, end = self._n, self._n + len(tokens)
         rows = range(begin, end)
         if not tokens:
             return rows
@@ -124,18 +141,20 @@ class Batch:
         self._rows.extend(wanted)
         self._max_token = max(self._max_token, *tokens)
         self._max_seq_id = max(self._max_seq_id, seq_id)
-        self._c.n_tokens = end
+        self._n = self._c.n_tokens = end
         return rows
 
     def clear(self) -> None:
         """Empty the batch for new tokens."""
-        self._writable(0)
-        for row in self._shared:
-            self._seq_id[row], self._n_seq_id[row] = self._first_seq_id + row, 1
-        self._shared.clear()
+        if self._readers:
+            self._writable(0)
+        if self._shared:
+            for row in self._shared:
+                self._seq_id[row], self._n_seq_id[row] = self._first_seq_id + row, 1
+            self._shared.clear()
         self._rows = []
         self._max_token = self._max_seq_id = -1
-        self._c.n_tokens = 0
+        self._n = self._c.n_tokens = 0
 
     def _writable(self, more: int) -> None:
         if self._readers:

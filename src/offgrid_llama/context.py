@@ -7,9 +7,9 @@ from functools import cache
 from threading import get_ident
 from typing import TYPE_CHECKING, Any
 
-from ._callbacks import forget_log
+from ._callbacks import forget_log, pending
 from ._capi import ffi, lib
-from ._check import decoded, not_null, number, sequence
+from ._check import decoded, not_null, number, raise_caught, sequence
 from ._handle import Handle, Owner
 from .backend import devices
 from .errors import ContextError
@@ -25,11 +25,15 @@ from .params import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
+
+    import numpy as np
+    import numpy.typing as npt
 
     from .batch import Batch
     from .logits import Logits
     from .model import Model
+    from .state import State
 
 __all__ = ["Context"]
 
@@ -67,6 +71,7 @@ class Context(Owner):
         model: the Model.
         memory: the Memory, borrowed.
         params: the ContextParams.
+        pooling_type: how embeddings are pooled, resolved: the model's own where none was asked for.
         n_ctx, n_ctx_seq, n_batch, n_ubatch, n_seq_max: what llama.cpp made of them; ``n_ctx_seq`` is for one sequence.
     """
 
@@ -135,12 +140,14 @@ class Context(Owner):
         self._step = 0  # counts the calls that overwrite the outputs
         self._rows: frozenset[int] = frozenset()  # what llama.h may be asked for
         self._encoded = False
+        self._moving = False  # whether keys are still to be turned, or streams to be copied, by the next decode
         with self._handle as ptr:  # another thread may close the model by now
             self.n_ctx: int = lib.llama_n_ctx(ptr)
             self.n_ctx_seq: int = lib.llama_n_ctx_seq(ptr)
             self.n_batch: int = lib.llama_n_batch(ptr)
             self.n_ubatch: int = lib.llama_n_ubatch(ptr)
             self.n_seq_max: int = lib.llama_n_seq_max(ptr)
+            self.pooling_type = PoolingType(lib.llama_pooling_type(ptr))
             self._whole = not lib.llama_get_causal_attn(ptr)  # such a batch cannot be split into micro-batches
         self._n_outputs_max = self.params.n_outputs_max or self.n_batch
         self.memory = Memory(self)
@@ -178,14 +185,16 @@ class Context(Owner):
                 cancel.requested = 0
                 self._handle.check_open()  # a close() that has asked to stop before the line above
                 cancel.poll_signals = get_ident() == _MAIN_THREAD
+                forget_log()
                 # Whatever happens from here on, the rows of the step before are gone.
                 self._step += 1
-                self._rows = frozenset()
-                forget_log()
+                self._rows = frozenset(range(len(batch)) if self.params.embeddings else batch._rows)
+                moving, self._moving = self._moving, False
                 code = function(ptr, batch._c[0])
-                if code == 0:
-                    self._rows = frozenset(range(len(batch)) if self.params.embeddings else batch._rows)
-                decoded(code, name, len(batch))
+                if code or pending:
+                    self._rows = frozenset()
+                    self._moving = moving and code < 0
+                    decoded(code, name, len(batch))
             finally:
                 batch._readers.pop()
 
@@ -219,6 +228,42 @@ class Context(Owner):
         self._handle.check_open()
         return _logits_type()(self, self._readable(row), self._step)
 
+    def embeddings(self, row: int) -> npt.NDArray[np.float32]:
+        """Return a copy of one row's embedding, float32[n_embd], not normalised (``llama_get_embeddings_ith``).
+
+        For a context with ``embeddings=True`` and ``pooling_type="none"``. A negative row counts from the end.
+        Raises ValueError for a row that was not computed, or where sequences are pooled.
+        """
+        with self._handle as ptr:
+            return self._vector(lib.llama_get_embeddings_ith, ptr, self._readable(row), "row", self.model.n_embd_out)
+
+    def sequence_embedding(self, seq_id: int) -> npt.NDArray[np.float32]:
+        """Return a copy of the pooled embedding of a sequence of the last batch (``llama_get_embeddings_seq``).
+
+        float32[n_embd], not normalised; with ``pooling_type="rank"`` float32[n_cls_out], the classifier's scores.
+        Raises ValueError for a sequence that was not in the batch, or where nothing is pooled.
+        """
+        seq_id = sequence("seq_id", seq_id, self.n_seq_max)
+        size = self.model.n_cls_out if self.pooling_type is PoolingType.RANK else self.model.n_embd_out
+        with self._handle as ptr:
+            self._handle.check_open()
+            return self._vector(lib.llama_get_embeddings_seq, ptr, seq_id, "sequence", size)
+
+    def _vector(
+        self, get: Callable[[Any, int], Any], ptr: Any, index: int, what: str, size: int
+    ) -> npt.NDArray[np.float32]:
+        import numpy as np
+
+        values = get(ptr, index) if self.params.embeddings and self._rows else None
+        if not values:
+            raise_caught()
+            raise ValueError(
+                f"{what} {index} has no embedding: the context has embeddings={self.params.embeddings}, "
+                f"pooling_type={self.pooling_type.name.lower()!r}, and the last batch {len(self._rows)} rows"
+            )
+        vector: npt.NDArray[np.float32] = np.frombuffer(ffi.buffer(values, 4 * size), dtype=np.float32).copy()
+        return vector
+
     def argmax(self, row: int) -> int:
         """Return the token with the largest logit of a row, the first of equals; reads the logits once."""
         with self._handle as ptr:
@@ -240,6 +285,39 @@ class Context(Owner):
             f"row {row} has no logits. The last successful decode has {len(self._rows)} rows with logits ({rows}); "
             "ask for them with batch.add(..., logits=True)"
         )
+
+    def save_state(self, seq_id: int | None = None, tokens: Sequence[int] = ()) -> State:
+        """Return a copy of what was computed, of one sequence or of all (``llama_state_get_data``).
+
+        Args:
+            seq_id: the sequence; None is the whole memory.
+            tokens: token ids to keep with it, usually those that were decoded; ``load_state`` needs none.
+
+        Raises StateError between a ``memory.shift``, ``divide`` or ``copy`` and the next decode, which moves the data.
+        """
+        from . import state
+
+        if seq_id is not None:
+            seq_id = sequence("seq_id", seq_id, self.n_seq_max)
+        return state.save(self, seq_id, tokens)
+
+    def load_state(self, state: State, seq_id: int | None = None) -> None:
+        """Go on from a state of the same model, as if it had been computed here (``llama_state_set_data``).
+
+        Args:
+            state: from ``save_state``, ``State.from_bytes`` or ``State.load``.
+            seq_id: the sequence that becomes what was saved of one; what it had is forgotten. None loads a whole
+                memory, and everything here is forgotten.
+
+        Raises:
+            StateError: it is another model's, or from a context with other sequences or KV types; nothing is changed.
+                Or llama.cpp could not restore it, for instance for want of room; the sequence, or all, is empty then.
+        """
+        from . import state as module
+
+        if seq_id is not None:
+            seq_id = sequence("seq_id", seq_id, self.n_seq_max)
+        module.load(self, state, seq_id)
 
     def cancel(self) -> None:
         """Stop the decode that is running on another thread; it raises Aborted. Does nothing when none is running."""

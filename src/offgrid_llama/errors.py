@@ -19,6 +19,7 @@ else is one of these, and ``except OffgridLlamaError`` catches them all::
     │   ├── InvalidBatch         -1: llama.cpp refused the batch
     │   └── DecodeFailed         below -1: the computation failed
     ├── ContextLengthError       the prompt does not fit into the context
+    ├── StateError               a saved state is damaged, does not fit the context, or could not be restored
     ├── StaleLogitsError         a view of logits was used after a later decode
     ├── GrammarError             a grammar does not parse, is over its limits, or refused a token
     ├── SamplerError             a sampler could not be made or gave no token
@@ -53,6 +54,7 @@ __all__ = [
     "OffgridLlamaError",
     "SamplerError",
     "StaleLogitsError",
+    "StateError",
     "StoreError",
     "TokenizeError",
     "UnknownModelError",
@@ -160,6 +162,10 @@ class ContextLengthError(OffgridLlamaError):
 
 class StaleLogitsError(OffgridLlamaError):
     """The logits were overwritten by a later decode. Take ``copy()`` in the step that made them."""
+
+
+class StateError(OffgridLlamaError):
+    """A saved state is damaged or cut off, is another model's or version's, or could not be restored."""
 
 
 class GrammarError(OffgridLlamaError):

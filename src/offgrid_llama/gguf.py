@@ -6,6 +6,7 @@ llama.cpp would abort the process on; ``Model`` calls it before each load.
 
 from __future__ import annotations
 
+import hashlib
 import math
 import os
 from collections.abc import Iterator, Mapping
@@ -24,6 +25,7 @@ __all__ = ["GGUF", "Tensor"]
 
 MAX_LAYERS = 512  # LLAMA_MAX_LAYERS and LLAMA_MAX_EXPERTS of llama-hparams.h: above them llama.cpp aborts
 MAX_EXPERTS = 1024
+_SAMPLE_BYTES = 4096
 SMALLEST = 24  # magic, version, number of tensors, number of keys
 
 _SCALARS = {
@@ -156,6 +158,22 @@ class GGUF(Owner, Mapping[str, Value]):
                     )
                 )
             return found
+
+    def fingerprint(self) -> str:
+        """Return a digest, 32 hexadecimal digits, of the whole header and of 12 KiB of each tensor.
+
+        Two files that a model could be taken for the other's have different ones: other weights differ everywhere.
+        """
+        digest = hashlib.blake2b(digest_size=16)
+        tensors = self.tensors()
+        with self._handle as ptr, self.path.open("rb") as file:
+            digest.update(file.read(lib.gguf_get_data_offset(ptr)))
+            for tensor in tensors:
+                last = max(tensor.n_bytes - _SAMPLE_BYTES, 0)
+                for begin in sorted({0, last // 2, last}):
+                    file.seek(tensor.offset + begin)
+                    digest.update(file.read(min(_SAMPLE_BYTES, tensor.n_bytes)))
+        return digest.hexdigest()
 
     @property
     def architecture(self) -> str:

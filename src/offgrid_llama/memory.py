@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from ._capi import lib
 from ._check import number, raise_caught, sequence
 from .batch import MAX_POS, MAX_TOKENS
-from .errors import ContextError
+from .errors import ContextError, StateError
 
 if TYPE_CHECKING:
     from .context import Context
@@ -38,6 +38,7 @@ class Memory:
         """Forget every sequence; ``data`` also zeroes the buffers (``llama_memory_clear``)."""
         with self._handle:
             lib.llama_memory_clear(self._there(), bool(data))
+            self._context._moving = False
             raise_caught()
 
     def remove(self, seq_id: int, p0: int = -1, p1: int = -1) -> bool:
@@ -88,6 +89,7 @@ class Memory:
             memory = self._there()
             if src != dst:
                 lib.llama_memory_seq_cp(memory, src, dst, p0, p1)
+                self._context._moving |= not self._context.params.kv_unified
                 raise_caught()
 
     def keep(self, seq_id: int) -> None:
@@ -115,6 +117,7 @@ class Memory:
             last = lib.llama_memory_seq_pos_max(memory, seq_id)
             number("delta", delta, -MAX_POS, MAX_POS - max(last, 0))
             lib.llama_memory_seq_add(memory, seq_id, p0, p1, delta)
+            self._context._moving = True
             raise_caught()
 
     def divide(self, seq_id: int, p0: int, p1: int, d: int) -> None:
@@ -133,6 +136,7 @@ class Memory:
             end = lib.llama_memory_seq_pos_max(memory, seq_id) + 1
             end = end if p1 == -1 else min(p1, end)
             number("p1 - p0", max(end - begin, 0), 0, MAX_TOKENS)
+            self._context._moving = True
             if d > 1:
                 for pos in range(begin, end):  # upwards: what has moved lies below what is still to be moved
                     lib.llama_memory_seq_add(memory, seq_id, pos, pos + 1, pos // d - pos)
@@ -155,6 +159,14 @@ class Memory:
         """Whether ``shift`` and ``divide`` work for this model (``llama_memory_can_shift``)."""
         with self._handle:
             return bool(lib.llama_memory_can_shift(self._there()))
+
+    def _refuse_moving(self) -> None:
+        self._there()
+        if self._context._moving:
+            raise StateError(
+                f"{self._handle.name}: positions were shifted, or a sequence was copied, and the next decode is to move the "
+                "data: decode something first"
+            )
 
     def _there(self) -> object:
         if not self._ptr:

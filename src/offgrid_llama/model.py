@@ -48,6 +48,7 @@ class Model(Owner):
         vocab: the Vocab, borrowed.
         metadata: the file's scalar keys and their values, as str.
         n_ctx_train: positions that the model was trained for. n_embd: width of the embeddings.
+        n_embd_out: width of the embeddings that come out. n_cls_out: scores of a classifier, such as a reranker's.
         n_layer, n_head, n_head_kv, n_swa: layers, attention heads, KV heads, sliding window (0: none).
         n_params: number of weights. size: bytes of all tensors.
         description: for instance ``llama 135M Q4_1``. ftype: the quantization, for instance ``Q4_1``.
@@ -87,6 +88,8 @@ class Model(Owner):
             )
         if progress is not None and not callable(progress):
             raise TypeError(f"progress must be callable, not {type(progress).__name__}")
+        self._identity = _identity(self.path)
+        self._fingerprint: str | None = None
         with GGUF(self.path) as header:
             header.check()
 
@@ -110,6 +113,8 @@ class Model(Owner):
     def _describe(self, ptr: Any) -> None:
         self.n_ctx_train: int = lib.llama_model_n_ctx_train(ptr)
         self.n_embd: int = lib.llama_model_n_embd(ptr)
+        self.n_embd_out: int = lib.llama_model_n_embd_out(ptr)
+        self.n_cls_out: int = lib.llama_model_n_cls_out(ptr)
         self.n_layer: int = lib.llama_model_n_layer(ptr)
         self.n_head: int = lib.llama_model_n_head(ptr) if not self.params.vocab_only else 0
         self.n_head_kv: int = lib.llama_model_n_head_kv(ptr) if not self.params.vocab_only else 0
@@ -133,6 +138,21 @@ class Model(Owner):
             for i in range(lib.llama_model_meta_count(ptr))
         }
 
+    def fingerprint(self) -> str:
+        """Return a digest of the file, 32 hexadecimal digits: the same for the same weights under any name.
+
+        It is of the header and of 12 KiB of each tensor, read once, when it is first asked for.
+        Raises ModelLoadError if the file is not the one any more that was loaded.
+        """
+        self._handle.check_open()
+        if self._fingerprint is None:
+            with GGUF(self.path) as header:
+                fingerprint = header.fingerprint()
+            if _identity(self.path) != self._identity:
+                raise ModelLoadError(f"{self.path} has changed since the model was loaded: nothing can be said of it")
+            self._fingerprint = fingerprint
+        return self._fingerprint
+
     def chat_template(self, name: str | None = None) -> str | None:
         """Return the chat template's Jinja source, or None (``llama_model_chat_template``).
 
@@ -152,6 +172,11 @@ def _file(model: str | os.PathLike[str]) -> Path:
 
         return store.resolve(model)
     raise FileNotFoundError(f"there is no file {path}")
+
+
+def _identity(path: Path) -> tuple[int, int, int, int]:
+    stat = path.stat()
+    return stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns
 
 
 def _meta(call: Callable[[Any, int], int]) -> str:

@@ -288,6 +288,12 @@ class SamplerChain(Owner):
             GrammarError: the grammar and the other samplers leave no token; the chain is as it was before.
             SamplerError: no token was selected.
         """
+        if self._names == ["greedy"]:  # which has no state
+            self._handle.check_open()
+            token = context.argmax(row)
+            if token >= 0:
+                return token
+            raise self._failure(token)
         if not self._names or self._names[-1] not in SELECTING:
             raise ValueError(
                 f"the chain must end with one of {', '.join(sorted(SELECTING))}; it is {list(self._names)}"
@@ -300,10 +306,7 @@ class SamplerChain(Owner):
             forget_log()
             with context._handle as ptr:
                 logits = lib.llama_get_logits_ith(ptr, context._readable(row))
-                if self._names == ["greedy"]:
-                    token = lib.og_argmax(logits, vocab.n_tokens)
-                else:
-                    token = lib.og_sample(chain, logits, vocab.n_tokens)
+                token = lib.og_sample(chain, logits, vocab.n_tokens)
             if token >= 0:
                 return int(token)
             raise self._failure(token)

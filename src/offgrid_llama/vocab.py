@@ -36,6 +36,7 @@ _OTHER_RUNS: dict[str, tuple[re.Pattern[bytes], str, int | None]] = {
     "superbpe": (re.compile(rb"[0-9]+"), "digits in a row", 4096),
 }
 
+
 _T = TypeVar("_T")
 _stack_size_lock = threading.Lock()
 
@@ -55,6 +56,7 @@ class Vocab:
     def __init__(self, model: Model) -> None:
         self._model = model
         self._handle = model._handle
+        self._pieces: dict[int, bytes] = {}  # of the tokens that were asked for
         with self._handle as ptr:
             self._ptr = vocab = lib.llama_model_get_vocab(ptr)
             self.n_tokens: int = lib.llama_vocab_n_tokens(vocab)
@@ -160,6 +162,15 @@ class Vocab:
         One token may be a part of a UTF-8 character: join pieces through TextStream. Control tokens give ``b""`` unless
         ``special``. ``lstrip`` leaves out up to that many spaces at the beginning.
         """
+        if special or lstrip or type(token) is not int:
+            return self._piece(token, special, lstrip)
+        self._handle.check_open()
+        piece = self._pieces.get(token)
+        if piece is None:
+            piece = self._pieces[token] = self._piece(token, False, 0)
+        return piece
+
+    def _piece(self, token: int, special: bool, lstrip: int) -> bytes:
         number("lstrip", lstrip, 0)
         with self._handle:
             self._id("token", token)

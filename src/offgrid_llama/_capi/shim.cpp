@@ -117,6 +117,15 @@ static bool og_should_abort(void * user_data) noexcept {
     return og_on_poll();
 }
 
+static void og_batch_add(
+        struct llama_batch * batch, llama_token token, llama_pos pos, llama_seq_id seq_id, bool logits) noexcept {
+    const int32_t row = batch->n_tokens++;
+    batch->token[row] = token;
+    batch->pos[row] = pos;
+    batch->seq_id[row][0] = seq_id;
+    batch->logits[row] = logits;
+}
+
 static int32_t og_argmax(const float * values, int32_t n) noexcept {
     constexpr int LANES = 16;  // the compiler makes one vector of each four or eight; `a > b ? a : b` drops NaN
     float lane[LANES];
