@@ -1,4 +1,4 @@
-"""What the tests share: the two real models, llama.cpp's own files, and child processes that may die.
+"""What the tests share: the two real models and a tiny one, llama.cpp's own files, and child processes that may die.
 
 The models come from the store, which downloads them on first use. A test that closes a model opens its own.
 """
@@ -14,12 +14,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 import pytest
+from twin import write_tiny_llama
 
 import offgrid_llama as og
 from offgrid_llama import store
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
+
+    from twin import Weights
 
 
 class RunChild(Protocol):
@@ -93,3 +96,16 @@ def run_child(child_command: list[str]) -> RunChild:
         )
 
     return run
+
+
+@pytest.fixture(scope="session")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Weights:
+    """The weights of the tiny llama; its file lies beside."""
+    return write_tiny_llama(tmp_path_factory.getbasetemp() / "tiny.gguf")
+
+
+@pytest.fixture(scope="session")
+def tiny(weights: Weights, tmp_path_factory: pytest.TempPathFactory) -> Iterator[og.Model]:
+    """The tiny llama, open for the whole session; do not close it."""
+    with og.Model(tmp_path_factory.getbasetemp() / "tiny.gguf") as model:
+        yield model

@@ -3,30 +3,17 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, Literal
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_context import CLOSE, EXACT, TOKENS, Twin, Weights, decode, write_tiny_llama
+from twin import CLOSE, EXACT, TOKENS, Twin, Weights, decode
 
 import offgrid_llama as og
 from offgrid_llama.batch import MAX_POS, MAX_TOKENS
-
-
-@pytest.fixture(scope="module")
-def weights(tmp_path_factory: pytest.TempPathFactory) -> Weights:
-    """The tiny llama's weights; its file lies beside."""
-    return write_tiny_llama(tmp_path_factory.getbasetemp() / "tiny-batch.gguf")
-
-
-@pytest.fixture(scope="module")
-def tiny(weights: Weights, tmp_path_factory: pytest.TempPathFactory) -> Iterator[og.Model]:
-    """The tiny llama."""
-    with og.Model(tmp_path_factory.getbasetemp() / "tiny-batch.gguf") as model:
-        yield model
 
 
 def contents(batch: og.Batch) -> list[tuple[int, int, list[int], bool]]:

@@ -1,15 +1,9 @@
-"""Contexts: what they compute, in which pieces, for whom, and what they refuse.
-
-The figures are compared with a twin in NumPy. For that there is a tiny llama with random float32 weights, written by
-``write_tiny_llama``, whose results llama.cpp and the twin share to 1e-5, where a real model's quantized weights and 8-bit
-activations differ by whole units between two kernels. test_batch, test_memory and test_logits use both, too.
-"""
+"""Contexts: what they compute, in which pieces, for whom, and what they refuse; figures are the twin's (twin.py)."""
 
 from __future__ import annotations
 
-import struct
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,217 +11,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 import pytest
+from twin import CLOSE, EXACT, N_VOCAB, TOKENS, Array, Twin, Weights, decode, write_gguf, write_tiny_llama
 
 import offgrid_llama as og
 from offgrid_llama.params import KV_TYPES
 
 if TYPE_CHECKING:
     from conftest import RunChild
-
-Array = npt.NDArray[Any]
-Weights = dict[str, Array]
-
-N_VOCAB, N_EMBD, N_FF, N_HEAD, N_LAYER, HEAD = 61, 64, 96, 2, 2, 32
-EPSILON = 1e-5
-EXACT: dict[str, Any] = {"type_k": "f32", "type_v": "f32", "flash_attn_type": "disabled", "n_threads": 1}
-"""Options of a context that computes in float32 throughout."""
-CLOSE = 1e-3
-"""How far float32 may be from the twin's float64: 6e-6 was measured, and a wrong position or token gives at least 0.1."""
-TOKENS = [3, 1, 4, 1, 5, 9, 2, 6, 53, 58, 9, 7, 32, 38, 46, 26]
-
-
-def write_gguf(path: Path, keys: Mapping[str, str | int | float], tensors: Weights) -> None:
-    """Write a GGUF file of strings, uint32, float32 and tensors of float32."""
-
-    def string(text: str) -> bytes:
-        data = text.encode()
-        return struct.pack("<Q", len(data)) + data
-
-    header = b"GGUF" + struct.pack("<IQQ", 3, len(tensors), len(keys))
-    for key, value in keys.items():
-        header += string(key)
-        if isinstance(value, str):
-            header += struct.pack("<I", 8) + string(value)
-        elif isinstance(value, float):
-            header += struct.pack("<If", 6, value)
-        else:
-            header += struct.pack("<II", 4, value)
-    data = b""
-    for name, array in tensors.items():
-        header += string(name) + struct.pack(f"<I{array.ndim}QIQ", array.ndim, *array.shape[::-1], 0, len(data))
-        data += array.tobytes() + bytes(-array.nbytes % 32)
-    path.write_bytes(header + bytes(-len(header) % 32) + data)
-
-
-def write_tiny_llama(path: Path, n_head: int = N_HEAD) -> Weights:
-    """Write a GGUF file of a llama with random weights and no tokenizer; return the weights."""
-    rng = np.random.default_rng(7)
-    head = N_EMBD // n_head
-
-    def matrix(rows: int, columns: int, scale: float = 1.5) -> Array:
-        return np.asarray(rng.standard_normal((rows, columns)) * scale / np.sqrt(columns), np.float32)
-
-    weights: Weights = {
-        "token_embd.weight": matrix(N_VOCAB, N_EMBD, 8.0),
-        "output_norm.weight": np.ones(N_EMBD, np.float32),
-        "output.weight": matrix(N_VOCAB, N_EMBD, 3.0),
-    }
-    for layer in range(N_LAYER):
-        for name, rows, columns in [
-            ("attn_q", N_EMBD, N_EMBD),
-            ("attn_k", head, N_EMBD),
-            ("attn_v", head, N_EMBD),
-            ("attn_output", N_EMBD, N_EMBD),
-            ("ffn_gate", N_FF, N_EMBD),
-            ("ffn_up", N_FF, N_EMBD),
-            ("ffn_down", N_EMBD, N_FF),
-        ]:
-            weights[f"blk.{layer}.{name}.weight"] = matrix(rows, columns)
-        for name in ("attn_norm", "ffn_norm"):
-            weights[f"blk.{layer}.{name}.weight"] = 1 + 0.1 * rng.standard_normal(N_EMBD).astype(np.float32)
-
-    keys: dict[str, str | int | float] = {
-        "general.architecture": "llama",
-        "llama.context_length": 4096,
-        "llama.embedding_length": N_EMBD,
-        "llama.block_count": N_LAYER,
-        "llama.feed_forward_length": N_FF,
-        "llama.attention.head_count": n_head,
-        "llama.attention.head_count_kv": 1,
-        "llama.rope.dimension_count": head,
-        "llama.attention.layer_norm_rms_epsilon": EPSILON,
-        "llama.vocab_size": N_VOCAB,
-        "tokenizer.ggml.model": "none",
-    }
-
-    write_gguf(path, keys, weights)
-    return weights
-
-
-class Cell:
-    """One token of the twin's memory: its position, the sequences that have it, and keys and values of each layer."""
-
-    def __init__(self, pos: int, seqs: Iterable[int]) -> None:
-        self.pos = pos
-        self.seqs = set(seqs)
-        self.keys: list[Array] = []
-        self.values: list[Array] = []
-
-
-class Twin:
-    """The tiny llama in NumPy, with a memory that does what llama.h says of its own, in float64."""
-
-    def __init__(self, weights: Weights, *, unified: bool = False) -> None:
-        self.weights = {name: array.astype(np.float64) for name, array in weights.items()}
-        self.unified = unified
-        self.cells: list[Cell] = []
-
-    def _norm(self, x: Array, name: str) -> Array:
-        return np.asarray(x / np.sqrt(np.mean(x * x) + EPSILON) * self.weights[f"{name}.weight"])
-
-    @staticmethod
-    def _rope(x: Array, pos: int) -> Array:
-        angle = pos * 10000.0 ** (-2 * np.arange(HEAD // 2) / HEAD)
-        turned = np.empty_like(x)
-        turned[..., ::2] = x[..., ::2] * np.cos(angle) - x[..., 1::2] * np.sin(angle)
-        turned[..., 1::2] = x[..., ::2] * np.sin(angle) + x[..., 1::2] * np.cos(angle)
-        return turned
-
-    def decode(self, token: int, pos: int, seqs: Sequence[int] = (0,)) -> Array:
-        """Add a token and return its logits."""
-        x = self.weights["token_embd.weight"][token]
-        cell = Cell(pos, seqs)
-        self.cells.append(cell)
-        seen = [other for other in self.cells if other.pos <= pos and other.seqs & cell.seqs]
-        for layer in range(N_LAYER):
-
-            def matrix(name: str, layer: int = layer) -> Array:
-                return self.weights[f"blk.{layer}.{name}.weight"]
-
-            h = self._norm(x, f"blk.{layer}.attn_norm")
-            cell.keys.append(matrix("attn_k") @ h)
-            cell.values.append(matrix("attn_v") @ h)
-            query = self._rope((matrix("attn_q") @ h).reshape(N_HEAD, HEAD), pos)
-            keys = np.array([self._rope(other.keys[layer], other.pos) for other in seen])
-            values = np.array([other.values[layer] for other in seen])
-            score = query @ keys.T / np.sqrt(HEAD)
-            score = np.exp(score - score.max(axis=1, keepdims=True))
-            x = x + matrix("attn_output") @ (score / score.sum(axis=1, keepdims=True) @ values).ravel()
-            h = self._norm(x, f"blk.{layer}.ffn_norm")
-            gate = matrix("ffn_gate") @ h
-            x = x + matrix("ffn_down") @ (gate / (1 + np.exp(-gate)) * (matrix("ffn_up") @ h))
-        return np.asarray(self.weights["output.weight"] @ self._norm(x, "output_norm"))
-
-    def sequence(self, tokens: Sequence[int], pos: int = 0, seq_id: int = 0) -> Array:
-        """Add the tokens of one sequence and return the logits of each."""
-        return np.array([self.decode(token, pos + i, [seq_id]) for i, token in enumerate(tokens)])
-
-    def positions(self, seq_id: int) -> range:
-        there = [cell.pos for cell in self.cells if seq_id in cell.seqs]
-        return range(min(there), max(there) + 1) if there else range(0)
-
-    def _in(self, p0: int, p1: int, seq_id: int) -> list[Cell]:
-        cells = [cell for cell in self.cells if seq_id == -1 or seq_id in cell.seqs]
-        return [cell for cell in cells if cell.pos >= p0 and (p1 == -1 or cell.pos < p1)]
-
-    def _drop(self) -> None:
-        self.cells = [cell for cell in self.cells if cell.seqs and cell.pos >= 0]
-
-    def remove(self, seq_id: int, p0: int = -1, p1: int = -1) -> None:
-        for cell in self._in(p0, p1, seq_id):
-            cell.seqs -= cell.seqs if seq_id == -1 else {seq_id}
-        self._drop()
-
-    def keep(self, seq_id: int) -> None:
-        for cell in self.cells:
-            cell.seqs &= {seq_id}
-        self._drop()
-
-    def clear(self) -> None:
-        self.cells = []
-
-    def copy(self, src: int, dst: int, p0: int = -1, p1: int = -1) -> None:
-        if src == dst:
-            return
-        if self.unified:
-            for cell in self._in(p0, p1, src):
-                cell.seqs.add(dst)
-            return
-        self.remove(dst)
-        for cell in self._in(p0, p1, src):
-            copy = Cell(cell.pos, [dst])
-            copy.keys, copy.values = cell.keys, cell.values
-            self.cells.append(copy)
-
-    def shift(self, seq_id: int, p0: int, p1: int, delta: int) -> None:
-        for cell in self._in(p0, p1, seq_id):
-            cell.pos += delta
-        self._drop()
-
-    def divide(self, seq_id: int, p0: int, p1: int, d: int) -> None:
-        for cell in self._in(p0, p1, seq_id):
-            cell.pos //= d
-
-
-def decode(context: og.Context, tokens: Sequence[int], pos: int = 0, seq_id: int = 0) -> npt.NDArray[np.float32]:
-    """Decode the tokens of one sequence in one batch and return the logits of each."""
-    batch = og.Batch(len(tokens))
-    rows = batch.add_sequence(tokens, pos, seq_id, logits="all")
-    context.decode(batch)
-    return np.array([context.logits(row).copy() for row in rows])
-
-
-@pytest.fixture(scope="module")
-def weights(tmp_path_factory: pytest.TempPathFactory) -> Weights:
-    """The tiny llama's weights; its file lies beside."""
-    return write_tiny_llama(tmp_path_factory.getbasetemp() / "tiny-context.gguf")
-
-
-@pytest.fixture(scope="module")
-def tiny(weights: Weights, tmp_path_factory: pytest.TempPathFactory) -> Iterator[og.Model]:
-    """The tiny llama."""
-    with og.Model(tmp_path_factory.getbasetemp() / "tiny-context.gguf") as model:
-        yield model
 
 
 @pytest.fixture(scope="module")

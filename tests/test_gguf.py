@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from test_context import write_gguf, write_tiny_llama
+from twin import write_gguf, write_tiny_llama
 
 import offgrid_llama as og
 

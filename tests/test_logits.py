@@ -13,20 +13,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
-from test_context import N_VOCAB, TOKENS, decode, write_tiny_llama
+from twin import N_VOCAB, TOKENS, decode
 
 import offgrid_llama as og
 
 Row = Any  # Logits acts as an array by NumPy's protocols, which types do not tell
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Iterator[og.Model]:
-    """A tiny llama with random weights."""
-    path = tmp_path_factory.getbasetemp() / "tiny-logits.gguf"
-    write_tiny_llama(path)
-    with og.Model(path) as model:
-        yield model
 
 
 @pytest.fixture

@@ -11,25 +11,12 @@ import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
-from test_context import CLOSE, EXACT, N_VOCAB, TOKENS, Twin, Weights, decode, write_gguf, write_tiny_llama
+from twin import CLOSE, EXACT, N_VOCAB, TOKENS, Twin, Weights, decode, write_gguf
 
 import offgrid_llama as og
 from offgrid_llama.batch import MAX_POS
 
 BOTH = pytest.mark.parametrize("unified", [False, True], ids=["separate", "unified"])
-
-
-@pytest.fixture(scope="module")
-def weights(tmp_path_factory: pytest.TempPathFactory) -> Weights:
-    """The tiny llama's weights; its file lies beside."""
-    return write_tiny_llama(tmp_path_factory.getbasetemp() / "tiny-memory.gguf")
-
-
-@pytest.fixture(scope="module")
-def tiny(weights: Weights, tmp_path_factory: pytest.TempPathFactory) -> Iterator[og.Model]:
-    """The tiny llama."""
-    with og.Model(tmp_path_factory.getbasetemp() / "tiny-memory.gguf") as model:
-        yield model
 
 
 class Pair:

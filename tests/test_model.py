@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from test_context import EXACT, N_EMBD, N_HEAD, N_LAYER, N_VOCAB, TOKENS, decode, write_gguf, write_tiny_llama
+from twin import EXACT, N_EMBD, N_HEAD, N_LAYER, N_VOCAB, TOKENS, decode, write_gguf, write_tiny_llama
 
 import offgrid_llama as og
 from offgrid_llama.backend import has_gpu

@@ -91,6 +91,8 @@ USES: dict[type, dict[str, Callable[[Any], Any] | None]] = {
         "sequence_embedding": lambda f: f.pooled.sequence_embedding(0),
         "save_state": lambda f: f.context.save_state(0),
         "load_state": lambda f: f.context.load_state(f.state, 0),
+        "set_loras": lambda f: f.context.set_loras(),
+        "set_control_vector": lambda f: f.context.set_control_vector(None),
         "cancel": lambda f: f.context.cancel(),
         "synchronize": lambda f: f.context.synchronize(),
         "set_n_threads": lambda f: f.context.set_n_threads(1),

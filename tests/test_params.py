@@ -105,7 +105,7 @@ def test_model_defaults_are_llama_hs() -> None:
 def test_what_goes_to_c() -> None:
     """to_c() carries each value over and leaves llama.h's defaults in the fields that are not ours."""
     ours = ContextParams(
-        n_ctx=100, n_batch=50, n_ubatch=20, n_seq_max=3, n_outputs_max=7, n_threads=1, type_k="q8_0", type_v="bf16",
+        n_ctx=100, n_batch=50, n_ubatch=20, n_seq_max=3, n_outputs_max=51, n_threads=1, type_k="q8_0", type_v="bf16",
         embeddings=True, offload_kqv=False, op_offload=False, swa_full=False, kv_unified=True, rope_freq_base=5.0,
         rope_freq_scale=0.5, flash_attn_type=params.FlashAttention.ENABLED, pooling_type=params.PoolingType.CLS,
     )  # fmt: skip

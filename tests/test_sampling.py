@@ -18,7 +18,7 @@ import numpy.typing as npt
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_context import N_VOCAB, TOKENS, decode, write_tiny_llama
+from twin import N_VOCAB, TOKENS, decode
 
 import offgrid_llama as og
 from offgrid_llama import samplers
@@ -26,15 +26,6 @@ from offgrid_llama._capi import ffi, lib
 
 Array = npt.NDArray[Any]
 INF = math.inf
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Iterator[og.Model]:
-    """A tiny llama with random weights and 61 tokens."""
-    path = tmp_path_factory.getbasetemp() / "tiny-sampling.gguf"
-    write_tiny_llama(path)
-    with og.Model(path) as model:
-        yield model
 
 
 @pytest.fixture(scope="module")

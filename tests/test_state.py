@@ -6,7 +6,6 @@ import json
 import os
 import random
 import struct
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,24 +13,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_context import CLOSE, EXACT, TOKENS, Twin, Weights, decode, write_tiny_llama
 from test_memory import BOTH
+from twin import CLOSE, EXACT, TOKENS, Twin, Weights, decode
 
 import offgrid_llama as og
 from offgrid_llama import state as module
-
-
-@pytest.fixture(scope="module")
-def weights(tmp_path_factory: pytest.TempPathFactory) -> Weights:
-    """The tiny llama's weights; its file lies beside."""
-    return write_tiny_llama(tmp_path_factory.getbasetemp() / "tiny-state.gguf")
-
-
-@pytest.fixture(scope="module")
-def tiny(weights: Weights, tmp_path_factory: pytest.TempPathFactory) -> Iterator[og.Model]:
-    """The tiny llama."""
-    with og.Model(tmp_path_factory.getbasetemp() / "tiny-state.gguf") as model:
-        yield model
 
 
 def open_context(model: og.Model, *, unified: bool = False, n_seq_max: int = 3, **options: Any) -> og.Context:

@@ -13,6 +13,7 @@ from . import sampling as samplers
 from .backend import build_info, devices
 from .batch import Batch
 from .context import Context
+from .embedding import Embedder
 from .errors import *  # noqa: F403 - errors.__all__ is the list
 from .errors import __all__ as _errors
 from .generate import Generation, generate
@@ -38,16 +39,17 @@ from .vocab import Vocab
 
 if TYPE_CHECKING:
     from . import store
+    from .adapter import ControlVector, LoRA
     from .logits import Logits
     from .state import State
 
 __version__ = "0.1.0"
 
 __all__ = [
-    "GGUF", "AttentionType", "Batch", "Context", "FlashAttention", "Generation", "Grammar", "LoadMode", "Logits",
-    "Memory", "MemoryPlan", "Model", "PoolingType", "RopeScaling", "RopeType", "Sampler", "SamplerChain", "SplitMode",
-    "State", "TextStream", "TokenAttr", "Vocab", "VocabType", "build_info", "devices", "generate", "memory_plan", "samplers",
-    "store",
+    "GGUF", "AttentionType", "Batch", "Context", "ControlVector", "Embedder", "FlashAttention", "Generation", "Grammar",
+    "LoRA", "LoadMode", "Logits", "Memory", "MemoryPlan", "Model", "PoolingType", "RopeScaling", "RopeType", "Sampler",
+    "SamplerChain", "SplitMode", "State", "TextStream", "TokenAttr", "Vocab", "VocabType", "build_info", "devices",
+    "generate", "memory_plan", "samplers", "store",
 ]  # fmt: skip
 __all__ += _errors  # noqa: PLE0605
 
@@ -62,8 +64,8 @@ def __getattr__(name: str) -> Any:
         from .logits import Logits
 
         return Logits
-    if name == "State":
-        from .state import State
+    if name in ("ControlVector", "LoRA", "State"):
+        import importlib
 
-        return State
+        return getattr(importlib.import_module(".state" if name == "State" else ".adapter", __name__), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -20,7 +20,7 @@ from ._callbacks import raise_pending, recent_log
 from ._capi import ffi, lib
 from .errors import Aborted, DecodeFailed, InvalidBatch, NativeError, NoKVSlot, OffgridLlamaError
 
-__all__ = ["decoded", "filled", "not_null", "number", "raise_caught", "real", "sequence", "text_of"]
+__all__ = ["decoded", "filled", "not_null", "number", "raise_caught", "real", "sequence", "string_of", "text_of"]
 
 INT32_MAX = 2**31 - 1
 
@@ -37,6 +37,17 @@ def raise_caught() -> None:
 def text_of(pointer: Any) -> str:
     """Return a C string as str; bytes that are no UTF-8 become U+FFFD, NULL the empty string."""
     return ffi.string(pointer).decode("utf-8", "replace") if pointer else ""
+
+
+def string_of(call: Callable[[Any, int], int]) -> str:
+    """Return a string of any length from a function that takes (buffer, size) and returns the length, like snprintf."""
+    size = 256
+    while True:
+        buffer = ffi.new("char[]", size)
+        length = call(buffer, size)
+        if length < size:
+            return text_of(buffer)
+        size = length + 1
 
 
 def not_null(

@@ -78,12 +78,13 @@ class Batch:
             and 0 <= seq_id <= INT32_MAX and row < self.capacity and not self._readers
         ):  # fmt: skip
             # Each token of each stream comes through here, between two steps: see Context._compute.
-            lib.og_batch_add(self._c, token, pos, seq_id, bool(logits))
+            # Ctrl-C may come between any two lines: what is checked first, what can be read last.
             self._max_token = max(self._max_token, token)
             self._max_seq_id = max(self._max_seq_id, seq_id)
+            lib.og_batch_put(self._c, row, token, pos, seq_id, bool(logits))
+            self._n = row + 1
             if logits:
                 self._rows.append(row)
-            self._n = row + 1
             return row
         return self._add(token, pos, seq_ids, bool(logits))
 
@@ -104,12 +105,12 @@ class Batch:
             self._shared[row] = ffi.new("llama_seq_id[]", ids)
             self._seq_id[row] = self._shared[row]
             self._n_seq_id[row] = len(ids)
-        lib.og_batch_add(self._c, token, pos, ids[0], logits)
-        if logits:
-            self._rows.append(row)
         self._max_token = max(self._max_token, token)
         self._max_seq_id = max(self._max_seq_id, *ids)
+        lib.og_batch_put(self._c, row, token, pos, ids[0], logits)
         self._n = row + 1
+        if logits:
+            self._rows.append(row)
         return row
 
     def add_sequence(

@@ -25,11 +25,12 @@ from .params import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     import numpy as np
     import numpy.typing as npt
 
+    from .adapter import ControlVector, LoRA
     from .batch import Batch
     from .logits import Logits
     from .model import Model
@@ -59,7 +60,8 @@ class Context(Owner):
         flash_attn_type: "auto", "enabled" or "disabled".
         kv_unified: one buffer for all sequences: shared prefixes share cells, and a sequence may use all of n_ctx.
         swa_full: keep the whole context of sliding-window layers, so that sequences can be trimmed.
-        embeddings: compute embeddings as well. pooling_type, attention_type: for embedding models.
+        embeddings: compute embeddings as well; pooled ones of several sequences need ``kv_unified``.
+        pooling_type, attention_type: for embedding models.
         rope_scaling_type, rope_freq_base, rope_freq_scale: RoPE; 0 and "unspecified" are the model's own.
         offload_kqv, op_offload: keep the KV cache, and run large operations, on the GPU where there is one.
 
@@ -140,6 +142,8 @@ class Context(Owner):
         self._step = 0  # counts the calls that overwrite the outputs
         self._rows: frozenset[int] = frozenset()  # what llama.h may be asked for
         self._encoded = False
+        self._adapters: dict[str, float] = {}  # fingerprints and scales of what changes the results
+        self._loras: dict[LoRA, tuple[Any, float]] = {}  # in use, with pointer and scale; held, as llama.h reads them
         self._moving = False  # whether keys are still to be turned, or streams to be copied, by the next decode
         with self._handle as ptr:  # another thread may close the model by now
             self.n_ctx: int = lib.llama_n_ctx(ptr)
@@ -148,7 +152,9 @@ class Context(Owner):
             self.n_ubatch: int = lib.llama_n_ubatch(ptr)
             self.n_seq_max: int = lib.llama_n_seq_max(ptr)
             self.pooling_type = PoolingType(lib.llama_pooling_type(ptr))
-            self._whole = not lib.llama_get_causal_attn(ptr)  # such a batch cannot be split into micro-batches
+            pooled = self.params.embeddings and self.pooling_type is not PoolingType.NONE
+            # Such a batch cannot be split into micro-batches.
+            self._whole = pooled or not lib.llama_get_causal_attn(ptr)
         self._n_outputs_max = self.params.n_outputs_max or self.n_batch
         self.memory = Memory(self)
 
@@ -235,7 +241,9 @@ class Context(Owner):
         Raises ValueError for a row that was not computed, or where sequences are pooled.
         """
         with self._handle as ptr:
-            return self._vector(lib.llama_get_embeddings_ith, ptr, self._readable(row), "row", self.model.n_embd_out)
+            row = self._readable(row)
+            get = lib.llama_get_embeddings_ith if self.pooling_type is PoolingType.NONE else _nothing
+            return self._vector(get, ptr, row, "row", self.model.n_embd_out)
 
     def sequence_embedding(self, seq_id: int) -> npt.NDArray[np.float32]:
         """Return a copy of the pooled embedding of a sequence of the last batch (``llama_get_embeddings_seq``).
@@ -319,6 +327,32 @@ class Context(Owner):
             seq_id = sequence("seq_id", seq_id, self.n_seq_max)
         module.load(self, state, seq_id)
 
+    def set_loras(self, loras: Mapping[LoRA, float] | Iterable[LoRA] = ()) -> None:
+        """Use these LoRA adapters, and no others, from the next decode on (``llama_set_adapters_lora``).
+
+        What is in memory was computed with the adapters of its time: clear it where that matters.
+
+        Args:
+            loras: adapters of this context's model, as {adapter: scale}, or 1.0 each. Nothing switches all off.
+        """
+        from . import adapter
+
+        adapter.set_loras(self, loras)
+
+    def set_control_vector(
+        self, vector: ControlVector | None, scale: float = 1.0, *, first: int = 1, last: int | None = None
+    ) -> None:
+        """Add ``scale`` times the vector's directions to the layers' outputs from now on (``llama_set_adapter_cvec``).
+
+        Args:
+            vector: the ControlVector; None switches it off.
+            scale: what to multiply it with; negative is the opposite direction.
+            first, last: the layers to apply it to, both included, from 1; None is the last one.
+        """
+        from . import adapter
+
+        adapter.set_control_vector(self, vector, scale, first, last)
+
     def cancel(self) -> None:
         """Stop the decode that is running on another thread; it raises Aborted. Does nothing when none is running."""
         self._handle.check_open()
@@ -334,6 +368,10 @@ class Context(Owner):
         checked = ContextParams(n_threads=n_threads, n_threads_batch=n_threads_batch)
         with self._handle as ptr:
             lib.llama_set_n_threads(ptr, checked.n_threads, checked.n_threads_batch)
+
+
+def _nothing(_ptr: Any, _index: int) -> None:
+    """Stand for llama_get_embeddings_ith where sequences are pooled: there it returns a buffer that is not filled."""
 
 
 @cache

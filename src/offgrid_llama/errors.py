@@ -11,6 +11,7 @@ else is one of these, and ``except OffgridLlamaError`` catches them all::
     ├── GGUFError                a file is no GGUF, is damaged, or is cut off
     ├── ModelLoadError           llama_model_load_from_file returned NULL
     │   └── LoadCancelled        the progress callback asked to stop
+    ├── AdapterError             a LoRA or control vector is none, or is for another model
     ├── ContextError             llama_init_from_model returned NULL, or the memory asked for is not there
     ├── TokenizeError            llama_tokenize could not give tokens
     ├── DecodeError              llama_decode or llama_encode returned something other than 0
@@ -34,6 +35,7 @@ from __future__ import annotations
 
 __all__ = [
     "Aborted",
+    "AdapterError",
     "BackendError",
     "ChatTemplateError",
     "ChecksumError",
@@ -106,6 +108,10 @@ class ModelLoadError(OffgridLlamaError):
 
 class LoadCancelled(ModelLoadError):
     """The progress callback returned False."""
+
+
+class AdapterError(OffgridLlamaError):
+    """The file is no LoRA or control vector, or it does not fit the model."""
 
 
 class ContextError(OffgridLlamaError):

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from ._callbacks import Progress, forget_log
 from ._capi import ffi, lib
-from ._check import not_null, text_of
+from ._check import not_null, string_of, text_of
 from ._handle import Handle, Owner
 from .backend import has_gpu, start
 from .errors import BackendError, LoadCancelled, ModelLoadError
@@ -130,9 +130,9 @@ class Model(Owner):
         self.is_diffusion: bool = lib.llama_model_is_diffusion(ptr)
         start_token = lib.llama_model_decoder_start_token(ptr)
         self.decoder_start_token = None if start_token == lib.LLAMA_TOKEN_NULL else int(start_token)
-        self.description = _meta(partial(lib.llama_model_desc, ptr))
+        self.description = string_of(partial(lib.llama_model_desc, ptr))
         self.metadata = {
-            _meta(partial(lib.llama_model_meta_key_by_index, ptr, i)): _meta(
+            string_of(partial(lib.llama_model_meta_key_by_index, ptr, i)): string_of(
                 partial(lib.llama_model_meta_val_str_by_index, ptr, i)
             )
             for i in range(lib.llama_model_meta_count(ptr))
@@ -177,14 +177,3 @@ def _file(model: str | os.PathLike[str]) -> Path:
 def _identity(path: Path) -> tuple[int, int, int, int]:
     stat = path.stat()
     return stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns
-
-
-def _meta(call: Callable[[Any, int], int]) -> str:
-    """Read a string of any length: llama.h returns the length it wants, like snprintf."""
-    size = 256
-    while True:
-        buffer = ffi.new("char[]", size)
-        length = call(buffer, size)
-        if length < size:
-            return text_of(buffer)
-        size = length + 1

@@ -234,6 +234,22 @@ class ContextParams:
             raise ValueError(
                 f"n_outputs_max must be 0 or at least n_seq_max ({self.n_seq_max}), not {self.n_outputs_max}"
             )
+        if self.embeddings and self.pooling_type is not PoolingType.NONE:
+            self._fit_pooling()
+
+    def _fit_pooling(self) -> None:
+        """Refuse or mend what llama.cpp pools wrongly, or aborts on.
+
+        Sequences that are cut, that are not all of the output, or whose number does not divide the micro-batch.
+        """
+        if self.n_seq_max > 1 and not self.kv_unified:
+            raise ValueError('kv_unified must be True for embeddings of several sequences, or pooling_type "none"')
+        if 0 < self.n_outputs_max < self.n_batch:
+            raise ValueError(f"n_outputs_max must be 0, or n_batch, with pooled embeddings, not {self.n_outputs_max}")
+        n_ubatch = min(self.n_ubatch, self.n_batch, self.n_ctx)
+        if n_ubatch < self.n_seq_max:
+            raise ValueError(f"n_ubatch must be at least n_seq_max ({self.n_seq_max}) for embeddings, not {n_ubatch}")
+        _set(self, n_ubatch=n_ubatch - n_ubatch % self.n_seq_max)
 
     def to_c(self) -> Any:
         """Return a ``llama_context_params`` with these values and llama.h's defaults for the rest."""

@@ -171,6 +171,7 @@ def _layout(context: Context) -> dict[str, Any]:
         "swa_full": params.swa_full,
         "type_k": params.type_k,
         "type_v": params.type_v,
+        "adapters": context._adapters,
     }
 
 

@@ -16,8 +16,9 @@ bool og_should_abort(void * user_data);
 // Index of the largest of n floats, the first of equals; -1 when n is 0 or all are NaN or -inf.
 int32_t og_argmax(const float * values, int32_t n);
 
-// Append a token of one sequence to a batch that has room for it.
-void og_batch_add(struct llama_batch * batch, llama_token token, llama_pos pos, llama_seq_id seq_id, bool logits);
+// Make `row` the last of a batch that has room for it: a token of one sequence.
+void og_batch_put(struct llama_batch * batch, int32_t row, llama_token token, llama_pos pos, llama_seq_id seq_id,
+                  bool logits);
 
 // Apply a chain to one row of logits, and accept what it selects. Returns the token, or OG_NOTHING_SELECTED,
 // OG_REFUSED (the selected token has a logit of -inf) or OG_THREW (see og_caught_what). Nothing is accepted then.

@@ -117,13 +117,14 @@ static bool og_should_abort(void * user_data) noexcept {
     return og_on_poll();
 }
 
-static void og_batch_add(
-        struct llama_batch * batch, llama_token token, llama_pos pos, llama_seq_id seq_id, bool logits) noexcept {
-    const int32_t row = batch->n_tokens++;
+static void og_batch_put(
+        struct llama_batch * batch, int32_t row, llama_token token, llama_pos pos, llama_seq_id seq_id,
+        bool logits) noexcept {
     batch->token[row] = token;
     batch->pos[row] = pos;
     batch->seq_id[row][0] = seq_id;
     batch->logits[row] = logits;
+    batch->n_tokens = row + 1;
 }
 
 static int32_t og_argmax(const float * values, int32_t n) noexcept {
