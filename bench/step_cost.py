@@ -50,10 +50,9 @@ def child(side: str, test: str, file: str, threads: int) -> dict[str, float]:
         return call
 
     if side == OURS:
-        context: Any = importlib.import_module("offgrid_llama.context")
-        real = context.lib
-        context.lib = type("Lib", (), {name: staticmethod(getattr(real, name)) for name in dir(real)})
-        context.lib.llama_decode = staticmethod(timed(real.llama_decode))
+        context: Any = importlib.import_module("offgrid_llama.context").Context
+        compute, function = context._compute, timed(importlib.import_module("offgrid_llama._capi").lib.llama_decode)
+        context._compute = lambda self, batch, _, name, whole: compute(self, batch, function, name, whole)
         run = single_stream.child_ours(test, file, threads)
     else:
         llama_cpp: Any = importlib.import_module("llama_cpp")

@@ -582,7 +582,7 @@ def test_after_close(tiny: og.Model) -> None:
         context.synchronize,
         lambda: context.set_n_threads(1),
     ):
-        with pytest.raises(og.ClosedError, match="tiny-context"):
+        with pytest.raises(og.ClosedError, match="Model tiny"):
             call()
     assert context.closed
     assert "closed" in repr(context)

@@ -365,7 +365,7 @@ def test_memory_dies_with_its_context(tiny: og.Model) -> None:
     """The memory is borrowed: every method raises ClosedError once the context is closed."""
     context = og.Context(tiny, n_ctx=256, n_threads=1)
     memory = context.memory
-    assert "tiny-memory" in repr(memory)
+    assert "Model tiny" in repr(memory)
     context.close()
     for each in CALLS.values():
         with pytest.raises(og.ClosedError, match="Context"):
