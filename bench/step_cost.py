@@ -79,7 +79,8 @@ def main() -> None:
     parser.add_argument("--child", nargs=2, metavar=("SIDE", "TEST"), help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.child:
-        print(json.dumps(child(*args.child, args.model[0], args.threads)), flush=True)
+        side, test = args.child
+        print(json.dumps(child(side, test, args.model[0], args.threads)), flush=True)
         os._exit(0)  # the other side's finalizers are not what is measured
 
     peers = Peers(args.peers.resolve())
