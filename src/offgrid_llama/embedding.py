@@ -1,4 +1,4 @@
-"""Embedder and Reranker: texts to vectors, and documents by how well they answer a query, in few decodes."""
+"""Embedder: texts to vectors, many in one decode."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class Embedder:
     ) -> None:
         pooling = member("pooling_type", pooling_type, PoolingType)
         if pooling is PoolingType.RANK:
-            raise ValueError('pooling_type="rank" gives no vectors: use Reranker')
+            raise ValueError('pooling_type="rank" gives scores, no vectors: use Context.sequence_embedding')
         model._handle.check_open()
         if n_batch is None:
             n_batch = min(512, model.n_ctx_train or 512)
