@@ -28,7 +28,7 @@ ROOT = Path(__file__).parents[1]
 CAPI = ROOT / "src" / "offgrid_llama" / "_capi"
 VENDOR = ROOT / "vendor" / "llama.cpp"
 INCLUDE = [VENDOR / "include", VENDOR / "ggml" / "include"]
-GGML_HEADERS = ["ggml.h", "ggml-cpu.h", "ggml-backend.h", "ggml-opt.h", "gguf.h"]
+GGML_HEADERS = ["ggml.h", "ggml-cpu.h", "ggml-backend.h", "ggml-rpc.h", "ggml-opt.h", "gguf.h"]
 
 CI = bool(os.environ.get("CI"))
 no_headers = not VENDOR.is_dir() or not any(VENDOR.iterdir())
@@ -221,8 +221,9 @@ def test_struct_reads_as_in_the_header(tag: str) -> None:
 
 
 def proc_addresses() -> dict[str, str]:
-    """Give, for each name that the CPU backend's get_proc_address knows, the function it answers with."""
-    source = strip_comments((VENDOR / "ggml/src/ggml-cpu/ggml-cpu.cpp").read_text(encoding="utf-8"))
+    """Give, for each name that the get_proc_address of the CPU and the RPC backend knows, the function it answers with."""
+    files = [VENDOR / "ggml/src/ggml-cpu/ggml-cpu.cpp", VENDOR / "ggml/src/ggml-rpc/ggml-rpc.cpp"]
+    source = "".join(strip_comments(file.read_text(encoding="utf-8")) for file in files)
     pattern = r'strcmp\(name, "(\w+)"\) == 0\) \{\s*return \(void \*\)\s*(\w+);'
     return dict(re.findall(pattern, source))
 
@@ -255,6 +256,7 @@ def probe_source() -> str:
     return "\n".join(
         [
             '#include "llama.h"',
+            '#include "ggml-rpc.h"',
             "#include <cstddef>",
             "#include <cstdio>",
             "#include <type_traits>",

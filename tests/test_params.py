@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from offgrid_llama import params
-from offgrid_llama._capi import lib
+from offgrid_llama._capi import ffi, lib
 from offgrid_llama.backend import default_threads
 from offgrid_llama.params import MAX_CONTEXT, ContextParams, ModelParams, member
 
@@ -95,11 +95,16 @@ def test_context_defaults_are_llama_hs() -> None:
     assert (ours.n_ctx, ours.n_threads, ours.n_threads_batch) == (4096, default_threads(), default_threads())
 
 
+def plain(value: Any) -> Any:
+    """Return None for NULL, and any other value as it is."""
+    return None if isinstance(value, ffi.CData) and not value else value
+
+
 def test_model_defaults_are_llama_hs() -> None:
     """Every default of ModelParams is llama.h's own."""
     theirs = lib.llama_model_default_params()
     for field in fields(ModelParams):
-        assert getattr(ModelParams(), field.name) == getattr(theirs, field.name), field.name
+        assert getattr(ModelParams(), field.name) == plain(getattr(theirs, field.name)), field.name
 
 
 def test_what_goes_to_c() -> None:
@@ -118,7 +123,10 @@ def test_what_goes_to_c() -> None:
     loading = ModelParams(n_gpu_layers=3, load_mode=params.LoadMode.NONE, vocab_only=True, check_tensors=True)
     c = loading.to_c()
     for field in fields(ModelParams):
-        assert getattr(c, field.name) == getattr(loading, field.name), field.name
+        assert plain(getattr(c, field.name)) == getattr(loading, field.name), field.name
+    c = ModelParams(tensor_split=(3, 0.5), devices=None).to_c()
+    assert ffi.unpack(c.tensor_split, lib.llama_max_devices()) == [3, 0.5] + [0] * (lib.llama_max_devices() - 2)
+    assert ModelParams(devices=()).to_c().devices[0] == ffi.NULL
 
 
 def test_params_are_frozen() -> None:

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from . import rpc
 from . import sampling as samplers
-from .backend import build_info, devices
+from .backend import Device, build_info, devices, numa_init
 from .batch import Batch
 from .context import Context
 from .embedding import Embedder
@@ -35,6 +36,7 @@ from .params import (
 )
 from .sampling import Sampler, SamplerChain
 from .text import TextStream
+from .threadpool import ThreadPool
 from .vocab import Vocab
 
 if TYPE_CHECKING:
@@ -46,10 +48,10 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
-    "GGUF", "AttentionType", "Batch", "Context", "ControlVector", "Embedder", "FlashAttention", "Generation", "Grammar",
-    "LoRA", "LoadMode", "Logits", "Memory", "MemoryPlan", "Model", "PoolingType", "RopeScaling", "RopeType", "Sampler",
-    "SamplerChain", "SplitMode", "State", "TextStream", "TokenAttr", "Vocab", "VocabType", "build_info", "devices",
-    "generate", "memory_plan", "samplers", "store",
+    "GGUF", "AttentionType", "Batch", "Context", "ControlVector", "Device", "Embedder", "FlashAttention", "Generation",
+    "Grammar", "LoRA", "LoadMode", "Logits", "Memory", "MemoryPlan", "Model", "PoolingType", "RopeScaling", "RopeType",
+    "Sampler", "SamplerChain", "SplitMode", "State", "TextStream", "ThreadPool", "TokenAttr", "Vocab", "VocabType",
+    "build_info", "devices", "generate", "memory_plan", "numa_init", "rpc", "samplers", "store",
 ]  # fmt: skip
 __all__ += _errors  # noqa: PLE0605
 

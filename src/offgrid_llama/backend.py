@@ -6,7 +6,7 @@ import os
 import threading
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from . import _callbacks
 from ._capi import ffi, lib, lib_dir
@@ -14,10 +14,14 @@ from ._check import text_of
 from ._handle import refuse_after_fork
 from .errors import BackendError
 
-__all__ = ["BuildInfo", "Device", "build_info", "default_threads", "devices", "features", "has_gpu", "start"]
+__all__ = [
+    "BuildInfo", "Device", "build_info", "default_threads", "describe", "device", "devices", "features", "has_gpu",
+    "numa_init", "pointer", "start",
+]  # fmt: skip
 
 _once = threading.Lock()
 _started = False
+_pointers: dict[str, Any] = {}  # of devices by name; they live as long as the process
 
 DeviceType = Literal["CPU", "GPU", "IGPU", "ACCEL", "META"]
 _DEVICE_TYPES: dict[int, DeviceType] = {
@@ -77,30 +81,71 @@ def start() -> None:
 
 
 def devices() -> tuple[Device, ...]:
-    """Return every device that the backends of this build found (``ggml_backend_dev_get``)."""
+    """Return every device of this machine that the backends of this build found (``ggml_backend_dev_get``).
+
+    For those of other machines see ``rpc.connect``.
+    """
     start()
+    return tuple(describe(lib.ggml_backend_dev_get(index)) for index in range(lib.ggml_backend_dev_count()))
+
+
+def device(name: str) -> Device:
+    """Return this machine's device of that name. Raises BackendError, which names those that are there."""
+    there = {device.name: device for device in devices()}
+    if name not in there:
+        raise BackendError(f"there is no device {name!r}; this build finds {', '.join(there)}")
+    return there[name]
+
+
+def describe(ptr: Any) -> Device:
+    """Return what a ``ggml_backend_dev_t`` is, and how much of its memory is free now."""
     free, total = ffi.new("size_t *"), ffi.new("size_t *")
-    found = []
-    for index in range(lib.ggml_backend_dev_count()):
-        device = lib.ggml_backend_dev_get(index)
-        lib.ggml_backend_dev_memory(device, free, total)
-        found.append(
-            Device(
-                name=text_of(lib.ggml_backend_dev_name(device)),
-                description=text_of(lib.ggml_backend_dev_description(device)),
-                type=_DEVICE_TYPES[lib.ggml_backend_dev_type(device)],
-                backend=text_of(lib.ggml_backend_reg_name(lib.ggml_backend_dev_backend_reg(device))),
-                memory_free=free[0],
-                memory_total=total[0],
-            )
-        )
-    return tuple(found)
+    lib.ggml_backend_dev_memory(ptr, free, total)
+    described = Device(
+        name=text_of(lib.ggml_backend_dev_name(ptr)),
+        description=text_of(lib.ggml_backend_dev_description(ptr)),
+        type=_DEVICE_TYPES[lib.ggml_backend_dev_type(ptr)],
+        backend=text_of(lib.ggml_backend_reg_name(lib.ggml_backend_dev_backend_reg(ptr))),
+        memory_free=free[0],
+        memory_total=total[0],
+    )
+    _pointers[described.name] = ptr
+    return described
+
+
+def pointer(device: Device) -> Any:
+    """Return the ``ggml_backend_dev_t`` of a Device that this process found."""
+    if device.name not in _pointers:
+        raise BackendError(f"the device {device.name} was found by another process: ask for the devices in this one")
+    return _pointers[device.name]
 
 
 def has_gpu() -> bool:
-    """Whether layers can be offloaded to anything (``llama_supports_gpu_offload``)."""
+    """Whether this machine has a device that layers can be offloaded to (``ggml_backend_dev_by_type``)."""
     start()
-    return bool(lib.llama_supports_gpu_offload())
+    kinds = (lib.GGML_BACKEND_DEVICE_TYPE_GPU, lib.GGML_BACKEND_DEVICE_TYPE_IGPU)
+    return any(lib.ggml_backend_dev_by_type(kind) for kind in kinds)
+
+
+def numa_init(strategy: Literal["distribute", "isolate", "numactl"]) -> None:
+    """Spread the threads over the machine's NUMA nodes from now on, for the whole process (``llama_numa_init``).
+
+    For machines with several nodes; call it before the first model is loaded, as a mapped file stays on the node whose
+    thread touched it first. There is no way back, and a second call changes nothing.
+
+    Args:
+        strategy: "distribute" over all nodes, "isolate" on the node that this thread runs on, or "numactl" for the CPUs
+            that numactl has given to the process.
+    """
+    strategies = {
+        "distribute": lib.GGML_NUMA_STRATEGY_DISTRIBUTE,
+        "isolate": lib.GGML_NUMA_STRATEGY_ISOLATE,
+        "numactl": lib.GGML_NUMA_STRATEGY_NUMACTL,
+    }
+    if strategy not in strategies:
+        raise ValueError(f"strategy must be one of {', '.join(map(repr, strategies))}, not {strategy!r}")
+    start()
+    lib.llama_numa_init(strategies[strategy])
 
 
 def features() -> dict[str, dict[str, str]]:

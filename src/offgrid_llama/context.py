@@ -7,6 +7,7 @@ from functools import cache
 from threading import get_ident
 from typing import TYPE_CHECKING, Any
 
+from . import rpc
 from ._callbacks import forget_log, pending
 from ._capi import ffi, lib
 from ._check import decoded, not_null, number, raise_caught, sequence
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from .logits import Logits
     from .model import Model
     from .state import State
+    from .threadpool import ThreadPool
 
 __all__ = ["Context"]
 
@@ -55,6 +57,8 @@ class Context(Owner):
         n_outputs_max: most rows with logits in one decode; 0 is ``n_batch``. Few save memory with a large vocabulary.
         n_threads: threads for one token; None is the number of physical cores.
         n_threads_batch: threads for more than one token; None is ``n_threads``.
+        threadpool: a ThreadPool that several contexts share; it has at least as many threads, and is the default for how
+            many.
         type_k, type_v: types of the KV cache: "f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl".
             A quantized ``type_v`` needs flash attention.
         flash_attn_type: "auto", "enabled" or "disabled".
@@ -88,6 +92,7 @@ class Context(Owner):
         n_outputs_max: int = 0,
         n_threads: int | None = None,
         n_threads_batch: int | None = None,
+        threadpool: ThreadPool | None = None,
         type_k: str = "f16",
         type_v: str = "f16",
         flash_attn_type: FlashAttention | str = FlashAttention.AUTO,
@@ -107,6 +112,8 @@ class Context(Owner):
             raise ContextError(f"{model._handle.name} has no weights to compute with: vocab_only=True")
         if n_ctx is None:
             n_ctx = min(model.n_ctx_train or DEFAULT_N_CTX, DEFAULT_N_CTX)
+        if threadpool is not None and n_threads is None:
+            n_threads = threadpool.n_threads
         self.model = model
         self.params = ContextParams(
             n_ctx=n_ctx, n_batch=n_batch, n_ubatch=n_ubatch, n_seq_max=n_seq_max, n_outputs_max=n_outputs_max,
@@ -120,6 +127,8 @@ class Context(Owner):
             offload_kqv=offload_kqv, op_offload=op_offload,
         )  # fmt: skip
         _refuse_kv_cache(model, self.params)
+        self._threadpool = threadpool
+        self._refuse_threads(self.params)
 
         cancel = ffi.new("og_cancel *")  # ggml reads it between the nodes of a graph, as long as the context lives
         c_params = self.params.to_c()
@@ -137,7 +146,12 @@ class Context(Owner):
                 cancel.requested = 1
 
             name = f"Context of {model._handle.name}"
-            self._own(Handle(name, ptr, lib.llama_free, model._handle, cancel=request_stop, exclusive=True))
+            # llama.cpp looks at the pool as long as the context lives.
+            pool = () if threadpool is None else (threadpool._handle,)
+            self._own(Handle(name, ptr, lib.llama_free, model._handle, *pool, cancel=request_stop, exclusive=True))
+            for handle in pool:
+                with handle as pool_ptr:
+                    lib.llama_attach_threadpool(ptr, pool_ptr, pool_ptr)
         self._cancel = cancel
         self._step = 0  # counts the calls that overwrite the outputs
         self._rows: frozenset[int] = frozenset()  # what llama.h may be asked for
@@ -196,7 +210,11 @@ class Context(Owner):
                 self._step += 1
                 self._rows = frozenset(range(len(batch)) if self.params.embeddings else batch._rows)
                 moving, self._moving = self._moving, False
-                code = function(ptr, batch._c[0])
+                if self._threadpool is None:
+                    code = function(ptr, batch._c[0])
+                else:
+                    with self._threadpool._handle:
+                        code = function(ptr, batch._c[0])
                 if code or pending:
                     self._rows = frozenset()
                     self._moving = moving and code < 0
@@ -366,8 +384,15 @@ class Context(Owner):
     def set_n_threads(self, n_threads: int, n_threads_batch: int | None = None) -> None:
         """Change the number of threads, for one token and for more than one (``llama_set_n_threads``)."""
         checked = ContextParams(n_threads=n_threads, n_threads_batch=n_threads_batch)
+        self._refuse_threads(checked)
         with self._handle as ptr:
             lib.llama_set_n_threads(ptr, checked.n_threads, checked.n_threads_batch)
+
+    def _refuse_threads(self, params: ContextParams) -> None:
+        """Raise for more threads than the thread pool has: ggml would read beyond its end."""
+        if self._threadpool is not None:
+            for name in ("n_threads", "n_threads_batch"):
+                number(name, getattr(params, name), 1, self._threadpool.n_threads)
 
 
 def _nothing(_ptr: Any, _index: int) -> None:
@@ -400,7 +425,8 @@ def _refuse_kv_cache(model: Model, params: ContextParams) -> None:
         return
     layers = model.n_layer if params.swa_full or not model.n_swa else -(-model.n_layer // 8)
     needed = int(per_cell * layers * params.n_ctx)
-    there = sum(device.memory_total for device in devices())
+    remote = [device for device in model.params.devices or () if device.backend == rpc.BACKEND]
+    there = sum(device.memory_total for device in (*devices(), *remote))
     if needed > there:
         raise ContextError(
             f"n_ctx={params.n_ctx} takes a KV cache of {needed / 2**30:,.1f} GiB; this machine has "

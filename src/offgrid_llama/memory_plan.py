@@ -1,34 +1,22 @@
-"""memory_plan: the memory that a model and a context on it would take, without loading or allocating either.
-
-llama.cpp can simulate both (``llama_model_params.no_alloc``): it reads the header, builds the graphs and measures them.
-The figures come out in its log and nowhere else in llama.h, rounded to 0.01 MiB, so that is where they are read here.
-"""
+"""memory_plan: the memory that a model and a context on it would take, without loading or allocating either."""
 
 from __future__ import annotations
 
 import os
-import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from ._callbacks import whole_log
-from ._capi import lib
-from ._check import not_null, number
-from .backend import has_gpu, start
-from .errors import ContextError, ModelLoadError
+from ._check import number
+from .backend import Device, start
 from .gguf import GGUF
 from .model import _file
-from .params import ContextParams, LoadMode, ModelParams
+from .params import ContextParams, ModelParams
+from .placement import DEFAULT_N_CTX, choose, place, simulate
 
 __all__ = ["MemoryPlan", "memory_plan"]
 
-DEFAULT_N_CTX = 4096
 MAX_N_CTX = 2**24  # the simulation keeps a record of each cell, some 50 bytes
-
-_MIB = r"\s*([\d.]+) MiB"
-_KV_CACHE = re.compile(rf"[:,] size ={_MIB}")  # the line of each cache; "KV buffer size" is 0 in a simulation
-_COMPUTE = re.compile(rf"compute buffer size ={_MIB}")
-_OUTPUT = re.compile(rf"output buffer size ={_MIB}")
 
 
 @dataclass(frozen=True)
@@ -42,13 +30,18 @@ class MemoryPlan:
         compute: the buffers of the largest micro-batch.
         output: the rows of logits that a context begins with, ``n_seq_max``; it grows with the first decode that asks
             for more.
-        n_ctx, n_seq_max, type_k, type_v: what was planned; llama.cpp may have rounded ``n_ctx`` up.
+        devices: how much of all that is on each device, by name; "CPU" is this machine's own memory. Shares of the KV
+            cache are as if each layer had the same. Embeddings that are used for the output as well are on both devices,
+            so that the sum may be above ``total``.
+        n_gpu_layers, n_ctx, n_seq_max, type_k, type_v: what was planned; llama.cpp may have rounded ``n_ctx`` up.
     """
 
     weights: int
     kv_cache: int
     compute: int
     output: int
+    devices: dict[str, int]
+    n_gpu_layers: int
     n_ctx: int
     n_seq_max: int
     type_k: str
@@ -56,7 +49,7 @@ class MemoryPlan:
 
     @property
     def total(self) -> int:
-        """The sum of all four, in bytes."""
+        """The sum of the first four, in bytes."""
         return self.weights + self.kv_cache + self.compute + self.output
 
 
@@ -64,6 +57,8 @@ def memory_plan(
     model: str | os.PathLike[str],
     *,
     n_gpu_layers: int | Literal["auto"] = "auto",
+    devices: Sequence[Device | str] | None = None,
+    tensor_split: Sequence[float] | None = None,
     n_ctx: int | None = None,
     n_batch: int = 2048,
     n_ubatch: int = 512,
@@ -82,51 +77,27 @@ def memory_plan(
     moment, all else is simulated (``llama_model_load_from_file`` with ``no_alloc``, ``llama_init_from_model``).
 
     Raises:
-        FileNotFoundError, UnknownModelError, GGUFError, ModelLoadError: as Model does.
+        FileNotFoundError, UnknownModelError, GGUFError, ModelLoadError, BackendError: as Model does.
         ContextError: llama.cpp refused the parameters; the error carries its log.
     """
     start()
     path = _file(model)
     with GGUF(path) as header:
         header.check()
-    gpu_layers = (-1 if has_gpu() else 0) if n_gpu_layers == "auto" else n_gpu_layers
-    c_model = ModelParams(n_gpu_layers=gpu_layers, load_mode=LoadMode.NONE).to_c()
-    c_model.no_alloc = True
-    with whole_log() as lines:
-        model_ptr = not_null(
-            lib.llama_model_load_from_file(os.fsencode(path), c_model),
-            lambda log: ModelLoadError(f"{path} could not be loaded", log=log),
-        )
-        try:
-            if n_ctx is None:
-                n_ctx = min(lib.llama_model_n_ctx_train(model_ptr) or DEFAULT_N_CTX, DEFAULT_N_CTX)
-            params = ContextParams(
-                n_ctx=number("n_ctx", n_ctx, 1, MAX_N_CTX), n_batch=n_batch, n_ubatch=n_ubatch, n_seq_max=n_seq_max,
-                n_outputs_max=n_outputs_max, type_k=type_k, type_v=type_v, kv_unified=kv_unified, swa_full=swa_full,
-                embeddings=embeddings,
-            )  # fmt: skip
-            lines.clear()
-            ptr = not_null(
-                lib.llama_init_from_model(model_ptr, params.to_c()),
-                lambda log: ContextError(f"no context with {_short(params)} could be planned for {path}", log=log),
-            )
-            n_ctx = lib.llama_n_ctx(ptr)
-            lib.llama_free(ptr)
-            log = "\n".join(line for _, line in lines)
-            return MemoryPlan(
-                weights=lib.llama_model_size(model_ptr),
-                kv_cache=_bytes(_KV_CACHE, log),
-                compute=_bytes(_COMPUTE, log),
-                output=_bytes(_OUTPUT, log),
-                n_ctx=n_ctx, n_seq_max=params.n_seq_max, type_k=params.type_k, type_v=params.type_v,
-            )  # fmt: skip
-        finally:
-            lib.llama_model_free(model_ptr)
+    shares = None if tensor_split is None else tuple(tensor_split)
+    m_params = place(path, ModelParams(devices=choose(devices), tensor_split=shares), n_gpu_layers)
 
+    def c_params(n_ctx_train: int) -> ContextParams:
+        wanted = min(n_ctx_train or DEFAULT_N_CTX, DEFAULT_N_CTX) if n_ctx is None else n_ctx
+        return ContextParams(
+            n_ctx=number("n_ctx", wanted, 1, MAX_N_CTX), n_batch=n_batch, n_ubatch=n_ubatch, n_seq_max=n_seq_max,
+            n_outputs_max=n_outputs_max, type_k=type_k, type_v=type_v, kv_unified=kv_unified, swa_full=swa_full,
+            embeddings=embeddings,
+        )  # fmt: skip
 
-def _bytes(line: re.Pattern[str], log: str) -> int:
-    return sum(round(float(mib) * 2**20) for mib in line.findall(log))
-
-
-def _short(params: ContextParams) -> str:
-    return f"n_ctx={params.n_ctx}, n_seq_max={params.n_seq_max}, type_k={params.type_k}, type_v={params.type_v}"
+    simulation = simulate(path, m_params, c_params)
+    return MemoryPlan(
+        weights=simulation.weights, kv_cache=simulation.kv_cache, compute=simulation.compute, output=simulation.output,
+        devices=simulation.devices, n_gpu_layers=m_params.n_gpu_layers,
+        n_ctx=simulation.n_ctx, n_seq_max=n_seq_max, type_k=type_k, type_v=type_v,
+    )  # fmt: skip

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
+from . import rpc
 from ._callbacks import Progress, forget_log
 from ._capi import ffi, lib
-from ._check import not_null, string_of, text_of
+from ._check import not_null, number, string_of, text_of
 from ._handle import Handle, Owner
-from .backend import has_gpu, start
-from .errors import BackendError, LoadCancelled, ModelLoadError
+from .backend import Device, start
+from .errors import LoadCancelled, ModelLoadError
 from .gguf import GGUF
 from .params import LoadMode, ModelParams, RopeType, SplitMode, member
+from .placement import MARGIN, choose, place
 from .vocab import Vocab
 
 __all__ = ["Model"]
@@ -26,9 +28,14 @@ class Model(Owner):
 
     Args:
         model: a path to a GGUF file (the first one of a split model), or a name that ``offgrid_llama.store`` knows.
-        n_gpu_layers: layers to keep in device memory; -1 is all, "auto" is all where a GPU backend was built and else 0.
+        n_gpu_layers: layers to keep in device memory, from the last one down; -1 is all, "auto" is as many as fit (0 without
+            a GPU), with room for a context of 4,096 positions and ``fit_margin`` left.
+        devices: the GPUs to use, in this order: Devices, their names, or "host:port" of RPC servers (see ``rpc``). None is
+            all of this machine; [] is none.
         split_mode: how to spread over several GPUs: "none", "layer", "row" or "tensor".
+        tensor_split: the share of each device, in any unit; None is by free memory.
         main_gpu: the GPU for the whole model when ``split_mode`` is "none".
+        fit_margin: bytes of each device that "auto" leaves free.
         load_mode: "auto", "mmap", "none" (read into memory), "mlock", "mmap_mlock" or "direct_io".
         vocab_only: load the tokenizer and the metadata without the weights.
         check_tensors: look for NaN and the like in all weights while loading.
@@ -41,7 +48,7 @@ class Model(Owner):
         GGUFError: the file is no GGUF, is cut off, or has impossible values.
         ModelLoadError: llama.cpp refused the model; the error carries its log.
         LoadCancelled: ``progress`` returned False.
-        BackendError: GPU layers were asked for and no GPU backend was built.
+        BackendError: GPU layers were asked for and no GPU backend was built, or a device is not there.
 
     Attributes:
         path: the file.
@@ -61,8 +68,11 @@ class Model(Owner):
         model: str | os.PathLike[str],
         *,
         n_gpu_layers: int | Literal["auto"] = "auto",
+        devices: Sequence[Device | str] | None = None,
         split_mode: SplitMode | str = SplitMode.LAYER,
+        tensor_split: Sequence[float] | None = None,
         main_gpu: int = 0,
+        fit_margin: int = MARGIN,
         load_mode: LoadMode | str = LoadMode.AUTO,
         vocab_only: bool = False,
         check_tensors: bool = False,
@@ -71,27 +81,24 @@ class Model(Owner):
     ) -> None:
         start()
         self.path = _file(model)
-        gpu = has_gpu()
-        self.params = ModelParams(
-            n_gpu_layers=(-1 if gpu else 0) if n_gpu_layers == "auto" else n_gpu_layers,
+        params = ModelParams(
+            devices=choose(devices),
             split_mode=member("split_mode", split_mode, SplitMode),
+            tensor_split=None if tensor_split is None else tuple(tensor_split),
             main_gpu=main_gpu,
             load_mode=member("load_mode", load_mode, LoadMode),
             vocab_only=vocab_only,
             check_tensors=check_tensors,
             use_extra_bufts=use_extra_bufts,
         )
-        if self.params.n_gpu_layers and not gpu:
-            raise BackendError(
-                f"n_gpu_layers={n_gpu_layers}, but this build has no GPU backend. Build one in, for instance with "
-                "pip install . --config-settings=cmake.define.GGML_CUDA=ON, or use n_gpu_layers=0"
-            )
+        margin = number("fit_margin", fit_margin, 0, 2**63 - 1)
         if progress is not None and not callable(progress):
             raise TypeError(f"progress must be callable, not {type(progress).__name__}")
         self._identity = _identity(self.path)
         self._fingerprint: str | None = None
         with GGUF(self.path) as header:
             header.check()
+        self.params = place(self.path, params, 0 if vocab_only and n_gpu_layers == "auto" else n_gpu_layers, margin)
 
         c_params = self.params.to_c()
         load = Progress(progress)  # llama.cpp calls it until llama_model_load_from_file returns
@@ -107,6 +114,7 @@ class Model(Owner):
 
         ptr = not_null(ptr, failure)
         self._own(Handle(f"Model {self.path.name}", ptr, lib.llama_model_free))
+        rpc.hold(self._handle, params.devices or ())
         self.vocab = Vocab(self)
         self._describe(ptr)
 

@@ -7,13 +7,17 @@ Names, and defaults where none is given below, are llama.h's own. A string may s
 from __future__ import annotations
 
 import os
+import weakref
 from dataclasses import dataclass, fields
 from enum import IntEnum, IntFlag
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from ._capi import lib
+from ._capi import ffi, lib
 from ._check import number, real
-from .backend import default_threads
+from .backend import Device, default_threads, pointer
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 __all__ = [
     "KV_TYPES", "AttentionType", "ContextParams", "FlashAttention", "LoadMode", "ModelParams", "PoolingType",
@@ -163,7 +167,9 @@ class ModelParams:
     """``llama_model_params``: how to load a model. See Model for what each means."""
 
     n_gpu_layers: int = -1
+    devices: tuple[Device, ...] | None = None
     split_mode: SplitMode = SplitMode.LAYER
+    tensor_split: tuple[float, ...] | None = None
     main_gpu: int = 0
     load_mode: LoadMode = LoadMode.AUTO
     vocab_only: bool = False
@@ -177,10 +183,36 @@ class ModelParams:
             n_gpu_layers=number("n_gpu_layers", self.n_gpu_layers, -1),
             main_gpu=number("main_gpu", self.main_gpu, 0, lib.llama_max_devices() - 1),
         )
+        if self.tensor_split is not None:
+            _set(self, tensor_split=_shares(self.tensor_split, self.devices))
 
     def to_c(self) -> Any:
         """Return a ``llama_model_params`` with these values and llama.h's defaults for the rest."""
-        return _filled(lib.llama_model_default_params(), self)
+        c = _filled(lib.llama_model_default_params(), self, skip=("devices", "tensor_split"))
+        arrays = []
+        if self.devices is not None:
+            arrays.append(ffi.new("ggml_backend_dev_t[]", [*map(pointer, self.devices), ffi.NULL]))
+            c.devices = arrays[-1]
+        if self.tensor_split is not None:
+            arrays.append(ffi.new("float[]", lib.llama_max_devices()))  # which llama.cpp copies whole
+            arrays[-1][0 : len(self.tensor_split)] = self.tensor_split
+            c.tensor_split = arrays[-1]
+        _arrays[c] = arrays
+        return c
+
+
+_arrays: weakref.WeakKeyDictionary[Any, list[Any]] = weakref.WeakKeyDictionary()
+"""What the pointers in a ``llama_model_params`` point to, for as long as that is there."""
+
+
+def _shares(tensor_split: Sequence[float], devices: tuple[Device, ...] | None) -> tuple[float, ...]:
+    shares = tuple(real(f"tensor_split[{i}]", share, 0) for i, share in enumerate(tensor_split))
+    most = lib.llama_max_devices() if devices is None else len(devices)
+    if len(shares) > most or (devices is not None and len(shares) < most):
+        raise ValueError(f"tensor_split has {len(shares)} shares for {most} devices")
+    if not any(shares):
+        raise ValueError("tensor_split must have a share above 0")
+    return shares
 
 
 @dataclass(frozen=True)

@@ -289,6 +289,17 @@ typedef void (*ggml_backend_cpu_set_threadpool_t)(ggml_backend_t backend_cpu, gg
 typedef void (*ggml_backend_cpu_set_use_ref_t)(ggml_backend_t backend_cpu, bool use_ref);
 
 // ---------------------------------------------------------------------------------------------------------------
+// ggml-rpc.h: functions of the RPC backend, reached as those of the CPU backend are
+// ---------------------------------------------------------------------------------------------------------------
+
+#define RPC_PROTO_MAJOR_VERSION 7
+#define RPC_PROTO_MINOR_VERSION 0
+
+typedef ggml_backend_reg_t (*ggml_backend_rpc_add_server_t)(const char * endpoint);
+typedef void (*ggml_backend_rpc_start_server_t)(const char * endpoint, const char * cache_dir, size_t n_threads,
+                                                size_t n_devices, ggml_backend_dev_t * devices);
+
+// ---------------------------------------------------------------------------------------------------------------
 // ggml-opt.h: what llama_opt_init and llama_opt_epoch take
 // ---------------------------------------------------------------------------------------------------------------
 

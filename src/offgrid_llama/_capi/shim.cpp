@@ -10,6 +10,7 @@
 #include "llama.h"
 
 #include "ggml-backend.h"
+#include "ggml-rpc.h"
 #include "gguf.h"
 
 #include <cmath>
