@@ -135,10 +135,111 @@ def test_what_waits_for_the_next_decode_cannot_be_saved(tiny: og.Model, weights:
         context.memory.shift(0, 4, -1, -4)
         with pytest.raises(og.StateError, match="decode something first"):
             context.save_state()
-        context.memory.clear()
         context.load_state(state, 2)
         expected = Twin(weights).sequence([*TOKENS, 7])[-1:]
         np.testing.assert_allclose(decode(context, [7], 16, 2), expected, rtol=0, atol=CLOSE)
+
+
+def test_what_a_copy_would_write_over_is_not_loaded(tiny: og.Model, weights: Weights) -> None:
+    """A copy between streams is made by the next decode, even after clear(): nothing is loaded or restored before it."""
+    with open_context(tiny) as context:
+        decode(context, TOKENS, 0, 0)
+        state, snapshot, whole = context.save_state(0), context.snapshot(0), context.save_state()
+        context.memory.clear()
+        decode(context, TOKENS[::-1], 0, 0)
+        context.memory.copy(0, 1)
+        context.memory.clear()
+        with pytest.raises(og.StateError, match="decode something first"):
+            context.load_state(state, 1)
+        with pytest.raises(og.StateError, match="decode something first"):
+            context.load_state(whole)
+        with pytest.raises(og.StateError, match="decode something first"):
+            context.restore(snapshot, 1)
+        decode(context, [1], 0, 0)
+        context.load_state(state, 1)
+        expected = Twin(weights).sequence([*TOKENS, 7])[-1:]
+        np.testing.assert_allclose(decode(context, [7], 16, 1), expected, rtol=0, atol=CLOSE)
+
+
+# Snapshots ------------------------------------------------------------------------------------------------------------
+
+
+@BOTH
+def test_a_snapshot_forks(unified: bool, tiny: og.Model, weights: Weights) -> None:
+    """A sequence goes back to its snapshot, and others go on from it, as if they had computed it; again and again."""
+    with open_context(tiny, unified=unified) as context:
+        decode(context, TOKENS, 0, 1)
+        snapshot = context.snapshot(1)
+        decode(context, TOKENS[::-1], 16, 1)
+        for seq_id, follow in ((None, [5, 6]), (0, [9, 2]), (2, [7, 7]), (1, [3, 4])):
+            context.restore(snapshot, seq_id)
+            seq = 1 if seq_id is None else seq_id
+            assert context.memory.positions(seq) == range(16)
+            expected = Twin(weights).sequence([*TOKENS, *follow])[-2:]
+            np.testing.assert_allclose(decode(context, follow, 16, seq), expected, rtol=0, atol=CLOSE)
+        context.memory.clear()
+        decode(context, [1, 2, 3], 0, 2)
+        context.restore(snapshot, 0)
+        expected = Twin(weights).sequence([*TOKENS, 8])[-1:]
+        np.testing.assert_allclose(decode(context, [8], 16, 0), expected, rtol=0, atol=CLOSE)
+
+
+def test_a_snapshot_is_the_last_of_its_sequence(tiny: og.Model, weights: Weights) -> None:
+    """llama.cpp keeps one for each sequence: an older one is refused, and the newer one is untouched by that."""
+    with open_context(tiny) as context:
+        decode(context, TOKENS, 0, 0)
+        old = context.snapshot(0)
+        decode(context, [5], 16, 0)
+        new, other = context.snapshot(0), context.snapshot(1)
+        with pytest.raises(og.StateError, match="later snapshot of sequence 0"):
+            context.restore(old)
+        context.restore(new, 2)
+        expected = Twin(weights).sequence([*TOKENS, 5, 6])[-1:]
+        np.testing.assert_allclose(decode(context, [6], 17, 2), expected, rtol=0, atol=CLOSE)
+        context.restore(other, 2)
+        assert context.memory.positions(2) == range(0)
+
+
+def test_what_no_snapshot_is_taken_of_or_restored(tiny: og.Model, smollm2: og.Model) -> None:
+    """Quantized caches, of which llama.cpp copies a part; other contexts; other objects; sequences that are not there."""
+    for name in ("type_k", "type_v"):
+        with (
+            og.Context(smollm2, n_ctx=64, **{name: "q8_0"}) as context,  # type: ignore[arg-type]
+            pytest.raises(og.StateError, match=f"{name}='q8_0'"),
+        ):
+            context.snapshot(0)
+    with open_context(tiny) as context, open_context(tiny) as another:
+        decode(context, TOKENS, 0, 0)
+        snapshot = context.snapshot(0)
+        with pytest.raises(og.StateError, match="of another context"):
+            another.restore(snapshot)
+        with pytest.raises(TypeError, match="must be a Snapshot, not State; for a State see load_state"):
+            context.restore(context.save_state(0))  # type: ignore[arg-type]
+        for seq_id in (-1, 3):
+            with pytest.raises(ValueError, match="seq_id must be from 0 to 2"):
+                context.snapshot(seq_id)
+            with pytest.raises(ValueError, match="seq_id must be from 0 to 2"):
+                context.restore(snapshot, seq_id)
+        context.memory.copy(0, 1)
+        with pytest.raises(og.StateError, match="decode something first"):
+            context.snapshot(0)
+    with pytest.raises(og.ClosedError):
+        context.restore(snapshot)
+
+
+def test_a_snapshot_for_which_there_is_no_room(tiny: og.Model) -> None:
+    """Where the cells are taken, restoring fails with an error, the sequence is empty, and the others are untouched."""
+    with open_context(tiny, unified=True, n_seq_max=2) as context:
+        decode(context, [1] * 200, 0, 0)
+        snapshot = context.snapshot(0)
+        decode(context, [2] * 250, 0, 1)
+        decode(context, [1] * 60, 200, 0)
+        context.memory.remove(0)
+        decode(context, [3] * 200, 250, 1)
+        with pytest.raises(og.StateError, match="could not save or restore"):
+            context.restore(snapshot, 0)
+        assert context.memory.positions(0) == range(0)
+        assert context.memory.positions(1) == range(450)
 
 
 # Files ----------------------------------------------------------------------------------------------------------------

@@ -43,15 +43,15 @@ if TYPE_CHECKING:
     from . import store
     from .adapter import ControlVector, LoRA
     from .logits import Logits
-    from .state import State
+    from .state import Snapshot, State
 
 __version__ = "0.1.0"
 
 __all__ = [
     "GGUF", "AttentionType", "Batch", "Context", "ControlVector", "Device", "Embedder", "FlashAttention", "Generation",
     "Grammar", "LoRA", "LoadMode", "Logits", "Memory", "MemoryPlan", "Model", "PoolingType", "RopeScaling", "RopeType",
-    "Sampler", "SamplerChain", "SplitMode", "State", "TextStream", "ThreadPool", "TokenAttr", "Vocab", "VocabType",
-    "build_info", "devices", "generate", "memory_plan", "numa_init", "rpc", "samplers", "store",
+    "Sampler", "SamplerChain", "Snapshot", "SplitMode", "State", "TextStream", "ThreadPool", "TokenAttr", "Vocab",
+    "VocabType", "build_info", "devices", "generate", "memory_plan", "numa_init", "rpc", "samplers", "store",
 ]  # fmt: skip
 __all__ += _errors  # noqa: PLE0605
 
@@ -66,8 +66,8 @@ def __getattr__(name: str) -> Any:
         from .logits import Logits
 
         return Logits
-    if name in ("ControlVector", "LoRA", "State"):
+    if name in ("ControlVector", "LoRA", "Snapshot", "State"):
         import importlib
 
-        return getattr(importlib.import_module(".state" if name == "State" else ".adapter", __name__), name)
+        return getattr(importlib.import_module(".state" if name.startswith("S") else ".adapter", __name__), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from .batch import Batch
     from .logits import Logits
     from .model import Model
-    from .state import State
+    from .state import Snapshot, State
     from .threadpool import ThreadPool
 
 __all__ = ["Context"]
@@ -158,7 +158,8 @@ class Context(Owner):
         self._encoded = False
         self._adapters: dict[str, float] = {}  # fingerprints and scales of what changes the results
         self._loras: dict[LoRA, tuple[Any, float]] = {}  # in use, with pointer and scale; held, as llama.h reads them
-        self._moving = False  # whether keys are still to be turned, or streams to be copied, by the next decode
+        self._snapshots: dict[int, Snapshot] = {}  # those that llama.cpp still has
+        self._moving = 0  # what the next decode is to do first: memory.TURN, memory.COPY
         with self._handle as ptr:  # another thread may close the model by now
             self.n_ctx: int = lib.llama_n_ctx(ptr)
             self.n_ctx_seq: int = lib.llama_n_ctx_seq(ptr)
@@ -209,7 +210,7 @@ class Context(Owner):
                 # Whatever happens from here on, the rows of the step before are gone.
                 self._step += 1
                 self._rows = frozenset(range(len(batch)) if self.params.embeddings else batch._rows)
-                moving, self._moving = self._moving, False
+                moving, self._moving = self._moving, 0
                 if self._threadpool is None:
                     code = function(ptr, batch._c[0])
                 else:
@@ -217,7 +218,7 @@ class Context(Owner):
                         code = function(ptr, batch._c[0])
                 if code or pending:
                     self._rows = frozenset()
-                    self._moving = moving and code < 0
+                    self._moving = moving if code < 0 else 0
                     decoded(code, name, len(batch))
             finally:
                 batch._readers.pop()
@@ -338,12 +339,34 @@ class Context(Owner):
         Raises:
             StateError: it is another model's, or from a context with other sequences or KV types; nothing is changed.
                 Or llama.cpp could not restore it, for instance for want of room; the sequence, or all, is empty then.
+                Or a ``memory.copy`` waits for the next decode, which would write over it; nothing is changed.
         """
         from . import state as module
 
         if seq_id is not None:
             seq_id = sequence("seq_id", seq_id, self.n_seq_max)
         module.load(self, state, seq_id)
+
+    def snapshot(self, seq_id: int) -> Snapshot:
+        """Keep what a sequence holds, on the devices that it lies on, for ``restore`` in this context.
+
+        For forks and steps back where ``memory.copy`` and ``memory.remove`` cannot: a recurrent model, a sliding window. It
+        takes the memory of the sequence once more, until the context is closed, and replaces the sequence's last one
+        (``llama_state_seq_get_data_ext``). Raises StateError for a quantized KV cache, and where ``save_state`` does.
+        """
+        from . import state
+
+        return state.snapshot(self, sequence("seq_id", seq_id, self.n_seq_max))
+
+    def restore(self, snapshot: Snapshot, seq_id: int | None = None) -> None:
+        """Let a sequence, its own by default, have what a snapshot holds, as often as you like.
+
+        What it had is forgotten (``llama_state_seq_set_data_ext``). Raises StateError for a snapshot of another context,
+        one that a later one of its sequence has replaced, or where there is no room; the sequence is empty then.
+        """
+        from . import state
+
+        state.restore(self, snapshot, None if seq_id is None else sequence("seq_id", seq_id, self.n_seq_max))
 
     def set_loras(self, loras: Mapping[LoRA, float] | Iterable[LoRA] = ()) -> None:
         """Use these LoRA adapters, and no others, from the next decode on (``llama_set_adapters_lora``).

@@ -18,6 +18,11 @@ if TYPE_CHECKING:
 
 __all__ = ["Memory"]
 
+TURN = 1
+"""Keys are to be turned to their new positions by the next decode."""
+COPY = 2
+"""Streams are to be copied by the next decode: over whatever is written to them until then."""
+
 
 class Memory:
     """The KV cache or recurrent state of a Context. Get it as ``context.memory``; it is borrowed, and dies with it.
@@ -38,7 +43,7 @@ class Memory:
         """Forget every sequence; ``data`` also zeroes the buffers (``llama_memory_clear``)."""
         with self._handle:
             lib.llama_memory_clear(self._there(), bool(data))
-            self._context._moving = False
+            self._context._moving &= COPY
             raise_caught()
 
     def remove(self, seq_id: int, p0: int = -1, p1: int = -1) -> bool:
@@ -89,7 +94,8 @@ class Memory:
             memory = self._there()
             if src != dst:
                 lib.llama_memory_seq_cp(memory, src, dst, p0, p1)
-                self._context._moving |= not self._context.params.kv_unified
+                if not self._context.params.kv_unified:
+                    self._context._moving |= COPY
                 raise_caught()
 
     def keep(self, seq_id: int) -> None:
@@ -117,7 +123,7 @@ class Memory:
             last = lib.llama_memory_seq_pos_max(memory, seq_id)
             number("delta", delta, -MAX_POS, MAX_POS - max(last, 0))
             lib.llama_memory_seq_add(memory, seq_id, p0, p1, delta)
-            self._context._moving = True
+            self._context._moving |= TURN
             raise_caught()
 
     def divide(self, seq_id: int, p0: int, p1: int, d: int) -> None:
@@ -136,7 +142,7 @@ class Memory:
             end = lib.llama_memory_seq_pos_max(memory, seq_id) + 1
             end = end if p1 == -1 else min(p1, end)
             number("p1 - p0", max(end - begin, 0), 0, MAX_TOKENS)
-            self._context._moving = True
+            self._context._moving |= TURN
             if d > 1:
                 for pos in range(begin, end):  # upwards: what has moved lies below what is still to be moved
                     lib.llama_memory_seq_add(memory, seq_id, pos, pos + 1, pos // d - pos)
@@ -160,9 +166,9 @@ class Memory:
         with self._handle:
             return bool(lib.llama_memory_can_shift(self._there()))
 
-    def _refuse_moving(self) -> None:
+    def _refuse_moving(self, what: int = TURN | COPY) -> None:
         self._there()
-        if self._context._moving:
+        if self._context._moving & what:
             raise StateError(
                 f"{self._handle.name}: positions were shifted, or a sequence was copied, and the next decode is to move the "
                 "data: decode something first"

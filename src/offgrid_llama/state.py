@@ -14,6 +14,9 @@ uint8[]    llama.h's own state
 =========  ==================================================================================================
 
 All numbers are little-endian. The checksum finds damage, not malice: whoever can write a state can write its checksum.
+
+A ``Snapshot`` is the same for forks inside one context: its data never leaves the devices' memory, and so never comes from
+elsewhere.
 """
 
 from __future__ import annotations
@@ -31,11 +34,13 @@ from ._capi import ffi, lib
 from ._check import number, raise_caught
 from .backend import build_info
 from .errors import StateError
+from .memory import COPY
+from .params import KV_TYPES
 
 if TYPE_CHECKING:
     from .context import Context
 
-__all__ = ["State"]
+__all__ = ["Snapshot", "State"]
 
 _MAGIC = b"OGSTATE\x01"
 _LENGTH = struct.Struct("<I")
@@ -141,14 +146,13 @@ def load(context: Context, state: State, seq_id: int | None) -> None:
             raise StateError(f"the state is for another {name.replace('_', ' ')}: {there!r}, and this is {here!r}")
     size = state._header["n_bytes"]
     with context._handle as ptr, ffi.from_buffer("uint8_t[]", state._blob) as room:
+        context.memory._refuse_moving(COPY)
         data = room + state._payload
         if seq_id is None:
             done = lib.llama_state_set_data(ptr, data, size)
         else:
             lib.llama_memory_seq_rm(context.memory._ptr, seq_id, -1, -1)  # it would keep what it had for an empty state
             done = lib.llama_state_seq_set_data(ptr, data, size, seq_id)
-        if seq_id is None:
-            context._moving = False
         try:
             _written(done, size)
         except StateError:
@@ -157,6 +161,64 @@ def load(context: Context, state: State, seq_id: int | None) -> None:
                 lib.llama_memory_clear(context.memory._ptr, True)
             else:
                 lib.llama_memory_seq_rm(context.memory._ptr, seq_id, -1, -1)
+            raise
+
+
+class Snapshot:
+    """What one sequence held when ``context.snapshot()`` was called, for ``context.restore()``; it stays in the context.
+
+    Attributes:
+        seq_id: the sequence that it is of. llama.cpp keeps the last snapshot of each sequence, until the context is closed.
+    """
+
+    def __init__(self, context: Context, seq_id: int, blob: Any) -> None:
+        self.seq_id = seq_id
+        self._context = context
+        self._blob = blob  # where llama.cpp put what, without the data
+
+    def __repr__(self) -> str:
+        return f"<Snapshot of sequence {self.seq_id}, {self._context._handle.name}>"
+
+
+def snapshot(context: Context, seq_id: int) -> Snapshot:
+    """Keep what a sequence holds on its devices (``llama_state_seq_get_data_ext`` with ``ON_DEVICE``)."""
+    quantized = [
+        name for name in ("type_k", "type_v") if lib.ggml_is_quantized(KV_TYPES[getattr(context.params, name)])
+    ]
+    if quantized:  # llama.cpp takes blocks for values there, and copies a part
+        raise StateError(
+            f"{quantized[0]}={getattr(context.params, quantized[0])!r}: no snapshots of a quantized KV cache"
+        )
+    with context._handle as ptr:
+        context.memory._refuse_moving()
+        context._snapshots.pop(seq_id, None)
+        size = lib.llama_state_seq_get_size_ext(ptr, seq_id, lib.LLAMA_STATE_SEQ_FLAGS_ON_DEVICE)
+        _written(size, size)
+        blob = ffi.new("uint8_t[]", size)
+        _written(lib.llama_state_seq_get_data_ext(ptr, blob, size, seq_id, lib.LLAMA_STATE_SEQ_FLAGS_ON_DEVICE), size)
+        taken = context._snapshots[seq_id] = Snapshot(context, seq_id, blob)
+    return taken
+
+
+def restore(context: Context, snapshot: Snapshot, seq_id: int | None) -> None:
+    """Let a sequence, None for its own, have what a snapshot holds (``llama_state_seq_set_data_ext`` with ``ON_DEVICE``)."""
+    if not isinstance(snapshot, Snapshot):
+        raise TypeError(f"snapshot must be a Snapshot, not {type(snapshot).__name__}; for a State see load_state")
+    if snapshot._context is not context:
+        raise StateError(f"the snapshot is of another context, {snapshot._context._handle.name}")
+    if seq_id is None:
+        seq_id = snapshot.seq_id
+    with context._handle as ptr:
+        context.memory._refuse_moving(COPY)
+        if context._snapshots.get(snapshot.seq_id) is not snapshot:
+            raise StateError(f"a later snapshot of sequence {snapshot.seq_id} has taken the place of this one")
+        blob = snapshot._blob
+        lib.llama_memory_seq_rm(context.memory._ptr, seq_id, -1, -1)  # it would keep what it had for an empty snapshot
+        done = lib.llama_state_seq_set_data_ext(ptr, blob, len(blob), seq_id, lib.LLAMA_STATE_SEQ_FLAGS_ON_DEVICE)
+        try:
+            _written(done, len(blob))
+        except StateError:
+            lib.llama_memory_seq_rm(context.memory._ptr, seq_id, -1, -1)
             raise
 
 
