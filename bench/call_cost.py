@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import harness
-from peers import ROOT, Peers
+from peers import Peers
 
 CALLS = {
     "llama_max_devices": "f()",
@@ -66,11 +66,9 @@ def child(file: str, rounds: int) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = harness.parser(__doc__, "--peers", "--no-write")
     parser.add_argument("--rounds", type=int, default=21)
     parser.add_argument("--model", default=harness.MODELS[0], metavar="NAME[=FILE]")
-    parser.add_argument("--peers", type=Path, default=ROOT / "build/peers")
-    parser.add_argument("--no-write", action="store_true", help="print only, leave docs/benchmarks as it is")
     parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.child:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import datetime
 import hashlib
 import json
@@ -23,6 +24,21 @@ DISTURBED = 0.1
 MODELS = ("smollm2-135m-instruct", "gemma-3-270m")
 
 _T = TypeVar("_T")
+
+_OPTIONS: dict[str, dict[str, Any]] = {
+    "--threads": {"type": int, "default": os.cpu_count() or 1},
+    "--model": {"action": "append", "default": [], "metavar": "NAME[=FILE]"},
+    "--peers": {"type": Path, "default": ROOT / "build/peers"},
+    "--no-write": {"action": "store_true", "help": "print only, leave docs/benchmarks as it is"},
+}
+
+
+def parser(doc: str | None, *options: str) -> argparse.ArgumentParser:
+    """Return a parser with the script's docstring as help, and those of the shared options that it names."""
+    made = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for option in options:
+        made.add_argument(option, **_OPTIONS[option])
+    return made
 
 
 def in_turn(

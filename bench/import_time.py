@@ -8,12 +8,10 @@ counted, writes the bytecode and fills the file cache.
 
 from __future__ import annotations
 
-import argparse
 import sys
-from pathlib import Path
 
 import harness
-from peers import ROOT, Peers
+from peers import Peers
 
 MODULES = ("numpy", "offgrid_llama", "llama_cpp")
 LIMIT_MS = 40
@@ -36,10 +34,8 @@ print(json.dumps({{"ms": taken / 1e6, "modules": sorted(set(sys.modules) - befor
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = harness.parser(__doc__, "--peers", "--no-write")
     parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--peers", type=Path, default=ROOT / "build/peers")
-    parser.add_argument("--no-write", action="store_true", help="print only, leave docs/benchmarks as it is")
     args = parser.parse_args()
 
     peers, about = Peers(args.peers.resolve()), harness.environment()

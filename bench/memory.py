@@ -91,10 +91,8 @@ def child_cycles(file: str, cycles: int) -> list[float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = harness.parser(__doc__, "--model", "--no-write")
     parser.add_argument("--cycles", type=int, default=1000)
-    parser.add_argument("--model", action="append", default=[], metavar="NAME[=FILE]")
-    parser.add_argument("--no-write", action="store_true", help="print only, leave docs/benchmarks as it is")
     parser.add_argument("--child", choices=["sharing", "sharing-plain", "cycles"], help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.child:

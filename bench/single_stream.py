@@ -32,7 +32,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import harness
-from peers import ROOT, Peers
+from peers import Peers
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -213,14 +213,10 @@ def summarize(samples: dict[str, dict[str, dict[str, list[float]]]]) -> tuple[st
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = harness.parser(__doc__, "--model", "--threads", "--peers", "--no-write")
     parser.add_argument("--pairs", type=int, default=5)
     parser.add_argument("--repetitions", type=int, default=5, help="in each process")
-    parser.add_argument("--model", action="append", default=[], metavar="NAME[=FILE]")
-    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--tests", nargs="+", default=TESTS, choices=TESTS)
-    parser.add_argument("--peers", type=Path, default=ROOT / "build/peers")
-    parser.add_argument("--no-write", action="store_true", help="print only, leave docs/benchmarks as it is")
     parser.add_argument("--child", nargs=2, metavar=("SIDE", "TEST"), help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.child:

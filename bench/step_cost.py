@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 
 import harness
 import single_stream
-from peers import ROOT, Peers
+from peers import Peers
 from single_stream import N_DECODE, OURS, PYTHON
 
 if TYPE_CHECKING:
@@ -70,12 +70,8 @@ def child(side: str, test: str, file: str, threads: int) -> dict[str, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = harness.parser(__doc__, "--model", "--threads", "--peers", "--no-write")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
-    parser.add_argument("--model", action="append", default=[], metavar="NAME[=FILE]")
-    parser.add_argument("--peers", type=Path, default=ROOT / "build/peers")
-    parser.add_argument("--no-write", action="store_true", help="print only, leave docs/benchmarks as it is")
     parser.add_argument("--child", nargs=2, metavar=("SIDE", "TEST"), help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.child:

@@ -261,8 +261,10 @@ class Context(Owner):
         """
         with self._handle as ptr:
             row = self._readable(row)
-            get = lib.llama_get_embeddings_ith if self.pooling_type is PoolingType.NONE else _nothing
-            return self._vector(get, ptr, row, "row", self.model.n_embd_out)
+            # Where sequences are pooled llama.h returns a buffer that is not filled.
+            there = self.params.embeddings and self.pooling_type is PoolingType.NONE
+            values = lib.llama_get_embeddings_ith(ptr, row) if there else ffi.NULL
+            return self._vector(values, f"row {row}", self.model.n_embd_out)
 
     def sequence_embedding(self, seq_id: int) -> npt.NDArray[np.float32]:
         """Return a copy of the pooled embedding of a sequence of the last batch (``llama_get_embeddings_seq``).
@@ -273,19 +275,17 @@ class Context(Owner):
         seq_id = sequence("seq_id", seq_id, self.n_seq_max)
         size = self.model.n_cls_out if self.pooling_type is PoolingType.RANK else self.model.n_embd_out
         with self._handle as ptr:
-            self._handle.check_open()
-            return self._vector(lib.llama_get_embeddings_seq, ptr, seq_id, "sequence", size)
+            there = self.params.embeddings and bool(self._rows)
+            values = lib.llama_get_embeddings_seq(ptr, seq_id) if there else ffi.NULL
+            return self._vector(values, f"sequence {seq_id}", size)
 
-    def _vector(
-        self, get: Callable[[Any, int], Any], ptr: Any, index: int, what: str, size: int
-    ) -> npt.NDArray[np.float32]:
+    def _vector(self, values: Any, what: str, size: int) -> npt.NDArray[np.float32]:
         import numpy as np
 
-        values = get(ptr, index) if self.params.embeddings and self._rows else None
         if not values:
             raise_caught()
             raise ValueError(
-                f"{what} {index} has no embedding: the context has embeddings={self.params.embeddings}, "
+                f"{what} has no embedding: the context has embeddings={self.params.embeddings}, "
                 f"pooling_type={self.pooling_type.name.lower()!r}, and the last batch {len(self._rows)} rows"
             )
         vector: npt.NDArray[np.float32] = np.frombuffer(ffi.buffer(values, 4 * size), dtype=np.float32).copy()
@@ -416,10 +416,6 @@ class Context(Owner):
         if self._threadpool is not None:
             for name in ("n_threads", "n_threads_batch"):
                 number(name, getattr(params, name), 1, self._threadpool.n_threads)
-
-
-def _nothing(_ptr: Any, _index: int) -> None:
-    """Stand for llama_get_embeddings_ith where sequences are pooled: there it returns a buffer that is not filled."""
 
 
 @cache

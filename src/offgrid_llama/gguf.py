@@ -6,7 +6,6 @@ llama.cpp would abort the process on; ``Model`` calls it before each load.
 
 from __future__ import annotations
 
-import hashlib
 import math
 import os
 from collections.abc import Iterator, Mapping
@@ -164,6 +163,8 @@ class GGUF(Owner, Mapping[str, Value]):
 
         Two files that a model could be taken for the other's have different ones: other weights differ everywhere.
         """
+        import hashlib
+
         digest = hashlib.blake2b(digest_size=16)
         tensors = self.tensors()
         with self._handle as ptr, self.path.open("rb") as file:

@@ -22,7 +22,7 @@ MODULE = "offgrid_llama._capi._llama"
 GETTERS = re.compile(
     r"llama_(max|n|vocab)_\w+|llama_vocab_type|llama_token_to_piece|llama_model_(n|is|has)_\w+"
     r"|llama_model_(get_vocab|size|desc|ftype|rope_type)|llama_memory_seq_pos_(min|max)|llama_memory_can_shift"
-    r"|llama_get_(model|memory|causal_attn)|ggml_(type|blck|is)_\w+|gguf_(get|find)_(?!meta)\w+|og_caught_\w+|og_build_\w+|og_batch_\w+"
+    r"|llama_get_(model|memory|causal_attn)|ggml_(type|blck|is)_\w+|gguf_(get|find)_(?!meta)\w+|og_(batch|build|caught)_\w+"
 )
 _FUNCTION = re.compile(r"^_cffi_f_(\w+)\(PyObject \*self.*?^}$", re.MULTILINE | re.DOTALL)
 
