@@ -106,8 +106,9 @@ def test_one_model_on_two_servers(servers: tuple[str, str], smollm2: og.Model, s
         assert model.params.n_gpu_layers == -1
         assert [device.name for device in model.params.devices or ()] == names
         prompt = "The three primary colours are"
-        there = og.generate(model, prompt, max_tokens=24, temperature=0)
-        here = og.generate(smollm2, prompt, max_tokens=24, temperature=0)
+        there, here = (og.generate(at, prompt, max_tokens=24, temperature=0) for at in (model, smollm2))
+        assert there.text == here.text
+        assert len(there.tokens) == 24
         assert there.tokens == here.tokens
     # 11 of 31 layers, the output being one of the other 20.
     assert 0.15 < plan.devices[names[0]] / plan.devices[names[1]] < 0.6
