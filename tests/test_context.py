@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -595,3 +596,42 @@ def test_a_closed_model_makes_no_context(weights: Weights, tmp_path: Path) -> No
     model.close()
     with pytest.raises(og.ClosedError, match="other"):
         og.Context(model)
+
+
+def test_tokens_that_see_later_ones(tiny: og.Model) -> None:
+    """Attention is switched at run time: then as in a context that was made so, and such a batch is one micro-batch."""
+
+    def first_row(context: og.Context) -> np.ndarray:
+        context.memory.clear()
+        batch = og.Batch(8)
+        batch.add_sequence([1, 2, 3, 4], logits="all")
+        context.decode(batch)
+        return context.logits(0).copy()
+
+    options: dict[str, Any] = {"n_ctx": 64, "n_ubatch": 4}
+    with og.Context(tiny, **options) as context, og.Context(tiny, attention_type="non_causal", **options) as other:
+        assert [context.causal_attn, other.causal_attn] == [True, False]
+        causal, everything = first_row(context), first_row(other)
+        assert np.abs(causal - everything).max() > 0.01
+        context.set_causal_attn(False)
+        assert [context.causal_attn] == [False]
+        np.testing.assert_allclose(first_row(context), everything, atol=1e-5)
+        batch = og.Batch(8)
+        batch.add_sequence([1, 2, 3, 4, 5])
+        with pytest.raises(ValueError, match="over n_ubatch=4"):
+            context.decode(batch)
+        context.set_causal_attn(True)
+        np.testing.assert_allclose(first_row(context), causal, atol=1e-5)
+        context.memory.clear()
+        context.decode(batch)
+        with pytest.raises(TypeError, match="causal_attn must be True or False"):
+            context.set_causal_attn(1)  # type: ignore[arg-type]
+
+
+def test_threads_are_told(tiny: og.Model) -> None:
+    """The numbers of threads are those that were set."""
+    with og.Context(tiny, n_ctx=64, n_threads=1) as context:
+        assert (context.n_threads, context.n_threads_batch) == (1, 1)
+        most = os.cpu_count() or 1
+        context.set_n_threads(1, most)
+        assert (context.n_threads, context.n_threads_batch) == (1, most)

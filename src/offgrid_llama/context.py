@@ -167,9 +167,9 @@ class Context(Owner):
             self.n_ubatch: int = lib.llama_n_ubatch(ptr)
             self.n_seq_max: int = lib.llama_n_seq_max(ptr)
             self.pooling_type = PoolingType(lib.llama_pooling_type(ptr))
-            pooled = self.params.embeddings and self.pooling_type is not PoolingType.NONE
             # Such a batch cannot be split into micro-batches.
-            self._whole = pooled or not lib.llama_get_causal_attn(ptr)
+            self._pooled = self.params.embeddings and self.pooling_type is not PoolingType.NONE
+            self._whole = self._pooled or not lib.llama_get_causal_attn(ptr)
         self._n_outputs_max = self.params.n_outputs_max or self.n_batch
         self.memory = Memory(self)
 
@@ -403,6 +403,35 @@ class Context(Owner):
         """Wait until all computations are finished (``llama_synchronize``); reading results does so by itself."""
         with self._handle as ptr:
             lib.llama_synchronize(ptr)
+
+    @property
+    def n_threads(self) -> int:
+        """Threads for one token (``llama_n_threads``)."""
+        with self._handle as ptr:
+            return int(lib.llama_n_threads(ptr))
+
+    @property
+    def n_threads_batch(self) -> int:
+        """Threads for more than one token (``llama_n_threads_batch``)."""
+        with self._handle as ptr:
+            return int(lib.llama_n_threads_batch(ptr))
+
+    @property
+    def causal_attn(self) -> bool:
+        """Whether a token sees only the ones before it (``llama_get_causal_attn``)."""
+        with self._handle as ptr:
+            return bool(lib.llama_get_causal_attn(ptr))
+
+    def set_causal_attn(self, causal_attn: bool) -> None:
+        """Let tokens see the later ones of their batch too, or not, from the next decode on (``llama_set_causal_attn``).
+
+        Without it a batch is at most ``n_ubatch`` tokens. For diffusion models, and embeddings from a causal model.
+        """
+        if not isinstance(causal_attn, bool):
+            raise TypeError(f"causal_attn must be True or False, not {type(causal_attn).__name__}")
+        with self._handle as ptr:
+            lib.llama_set_causal_attn(ptr, causal_attn)
+            self._whole = self._pooled or not causal_attn
 
     def set_n_threads(self, n_threads: int, n_threads_batch: int | None = None) -> None:
         """Change the number of threads, for one token and for more than one (``llama_set_n_threads``)."""

@@ -1,0 +1,122 @@
+"""Write docs/reference.md: every function of llama.h, and where in offgrid_llama it lives. A test holds it.
+
+    python docs/make_reference.py
+
+A function lives where a public docstring names it; or else in the public class or function whose code calls it. What is
+left is bound all the same, as ``offgrid_llama._capi.lib``, and has its reason below.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+import sys
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGE = ROOT / "src" / "offgrid_llama"
+PAGE = ROOT / "docs" / "reference.md"
+INTERNAL = {"_handle", "_check", "placement"}  # nobody looks for a function there
+BY_NAME = {r"llama_vocab_(bos|eos|eot|sep|nl|pad|mask|fim_\w+)": "Vocab"}  # through getattr
+RAW = {
+    r"llama_opt_\w+": "training; for later",
+    r"llama_batch_ext_\w+|llama_process": "the batch to come, experimental in llama.h; Batch fills a llama_batch",
+    r"llama_set_sampler|llama_get_sampled_\w+": "sampling on the device, experimental in llama.h; for later",
+    r"llama_model_init_from_user": "for training from nothing; for later",
+    r"llama_batch_(get_one|init|free)": "Batch has arrays of its own, which Python can see",
+    r"llama_backend_free": "the process is its end",
+    r"llama_memory_seq_(keep|div)": "wrong for some memories: Memory.keep and Memory.divide go another way",
+    r"llama_state_(seq_)?(save|load)_file": "not atomic, and unchecked: State.save and State.load",
+    r"llama_get_(logits|embeddings)": "rows without their numbers: Context.logits and Context.embeddings",
+    r"llama_(chat_apply_template|chat_builtin_templates)": "knows a few templates by name: chat renders the model's own",
+    r"llama_sampler_(sample|apply|copy|chain_n)": "aborts where og_sample of the shim gives a code; SamplerChain",
+    r"llama_sampler_init_grammar_lazy_patterns": "matches its patterns again at each token: hazards",
+    r"llama_perf_\w+_print": "prints to stderr; the numbers are in perf()",
+    r"llama_(log_get|time_us)": "Python has its own",
+    r"llama_log_set": 'the log goes to logging.getLogger("offgrid_llama.llama_cpp")',
+    r"llama_set_embeddings": "Context(embeddings=...): what can be read depends on it",
+    r"llama_adapter_meta_val_str": "LoRA.metadata has all",
+    r"llama_detach_threadpool": "a context has its pool for life",
+    r"llama_(set_abort_callback|get_model|n_rs_seq)": "set or known when the context is made",
+    r"llama_(flash_attn_type|load_mode)_(name|from_str)": "the enums of params have names",
+    r"llama_supports_gpu_offload": "says yes for RPC without a device: devices()",
+}
+
+
+def declared() -> list[str]:
+    """Return the functions of llama.h that are bound, in its order."""
+    cdef = (PACKAGE / "_capi" / "llama.cdef.h").read_text(encoding="utf-8")
+    cdef = re.sub(r"//[^\n]*", "", cdef)
+    found = re.findall(r"^(?!typedef)[\w \*]*?\b(llama_\w+)\s*\(", cdef, flags=re.MULTILINE)
+    return list(dict.fromkeys(found))
+
+
+def public(path: Path) -> Iterator[tuple[str, ast.AST]]:
+    """Yield each public name of a file with its node; a class stands for its private methods as well."""
+    module = ".".join(path.relative_to(PACKAGE).with_suffix("").parts)
+    prefix = {"sampling": "samplers.", "rpc": "rpc.", "store": "store."}.get(module, "")
+    for node in ast.parse(path.read_text(encoding="utf-8")).body:
+        if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and not node.name.startswith("_"):
+            name = node.name if isinstance(node, ast.ClassDef) else prefix + node.name
+            if isinstance(node, ast.ClassDef):
+                for member in node.body:
+                    if isinstance(member, ast.FunctionDef) and not member.name.startswith("_"):
+                        yield f"{name}.{member.name}", member
+            yield name, node
+
+
+def homes() -> dict[str, list[str]]:
+    """Return, for each function of llama.h that has any, the public names where it lives."""
+    named, called = defaultdict(list), defaultdict(list)
+    for path in sorted(PACKAGE.rglob("*.py")):
+        if path.stem in INTERNAL or path.parent.name in ("cli", "_capi"):
+            continue
+        for name, node in public(path):
+            text = ast.get_docstring(node) or ""  # type: ignore[arg-type]
+            for function in re.findall(r"``(llama_\w+)``", text):
+                named[function].append(name)
+            for function in re.findall(r"\blib\.(llama_\w+)", ast.unparse(node)):
+                called[function].append(name)
+    found = {}
+    for function in declared():
+        where = named[function] or called[function]
+        where += [name for pattern, name in BY_NAME.items() if re.fullmatch(pattern, function) and not where]
+        # A method says it better than its class.
+        found[function] = [
+            name for name in dict.fromkeys(where) if not any(other.startswith(f"{name}.") for other in where)
+        ]
+    return found
+
+
+def page() -> str:
+    """Return the text of the page. Exits with a list of functions that are neither used nor excused."""
+    rows, lost = [], []
+    for function, where in homes().items():
+        reason = next((reason for pattern, reason in RAW.items() if re.fullmatch(pattern, function)), None)
+        if where:
+            rows.append(f"| `{function}` | {', '.join(f'`{name}`' for name in where)} |")
+        elif reason:
+            rows.append(f"| `{function}` | raw only: {reason} |")
+        else:
+            lost.append(function)
+    if lost:
+        sys.exit(f"neither used nor excused: {', '.join(lost)}")
+    return "\n".join(
+        [
+            "# llama.h, function by function",
+            "",
+            "Made by `python docs/make_reference.py` from the docstrings and the code. Names are of `offgrid_llama`; what",
+            "is raw only can be called as `offgrid_llama._capi.lib.NAME`, where nothing checks its arguments.",
+            "",
+            "| function | where it lives |",
+            "|---|---|",
+            *rows,
+            "",
+        ]
+    )
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page(), encoding="utf-8")
