@@ -33,6 +33,7 @@ from .params import (
     TokenAttr,
     VocabType,
 )
+from .reranking import Ranked, Reranker
 from .sampling import Sampler, SamplerChain
 from .text import TextStream
 from .vocab import Vocab
@@ -47,9 +48,9 @@ __version__ = "0.1.0"
 
 __all__ = [
     "GGUF", "AttentionType", "Batch", "Context", "ControlVector", "Embedder", "FlashAttention", "Generation", "Grammar",
-    "LoRA", "LoadMode", "Logits", "Memory", "MemoryPlan", "Model", "PoolingType", "RopeScaling", "RopeType", "Sampler",
-    "SamplerChain", "SplitMode", "State", "TextStream", "TokenAttr", "Vocab", "VocabType", "build_info", "devices",
-    "generate", "memory_plan", "samplers", "store",
+    "LoRA", "LoadMode", "Logits", "Memory", "MemoryPlan", "Model", "PoolingType", "Ranked", "Reranker", "RopeScaling",
+    "RopeType", "Sampler", "SamplerChain", "SplitMode", "State", "TextStream", "TokenAttr", "Vocab", "VocabType",
+    "build_info", "devices", "generate", "memory_plan", "samplers", "store",
 ]  # fmt: skip
 __all__ += _errors  # noqa: PLE0605
 
