@@ -199,7 +199,7 @@ def test_texts_that_are_refused(tiny: og.Model, smollm2: og.Model) -> None:
         np.testing.assert_allclose(embedder.embed(["one text"])[0], embedder.embed(b"one text"), atol=1e-6)
     with pytest.raises(og.ClosedError):
         embedder.embed("one text")
-    with pytest.raises(ValueError, match="sequence_embedding"):
+    with pytest.raises(ValueError, match="Reranker"):
         og.Embedder(tiny, pooling_type="rank")
     with pytest.raises(ValueError, match="n_batch"):
         og.Embedder(tiny, n_batch=0)

@@ -16,7 +16,7 @@ PACKAGE = ROOT / "src" / "offgrid_llama"
 ORDER = [
     "errors", "text", "gbnf", "_capi", "_handle", "_callbacks", "_check", "backend", "threadpool", "rpc", "params",
     "gguf", "store", "vocab", "placement", "model", "batch", "memory", "logits", "adapter", "state", "context",
-    "sampling", "grammar", "memory_plan", "embedding", "generate", "chat", "cli",
+    "sampling", "grammar", "memory_plan", "embedding", "reranking", "generate", "chat", "cli",
 ]  # fmt: skip
 STANDARD_LIBRARY_ONLY = {"errors", "text", "gbnf"}
 MAY_IMPORT_CAPI = set(ORDER[ORDER.index("_handle") : ORDER.index("generate")]) - {"store"}

@@ -34,6 +34,7 @@ from .params import (
     TokenAttr,
     VocabType,
 )
+from .reranking import Ranked, Reranker
 from .sampling import Sampler, SamplerChain
 from .text import TextStream
 from .threadpool import ThreadPool
@@ -49,9 +50,10 @@ __version__ = "0.1.0"
 
 __all__ = [
     "GGUF", "AttentionType", "Batch", "Context", "ControlVector", "Device", "Embedder", "FlashAttention", "Generation",
-    "Grammar", "LoRA", "LoadMode", "Logits", "Memory", "MemoryPlan", "Model", "PoolingType", "RopeScaling", "RopeType",
-    "Sampler", "SamplerChain", "Snapshot", "SplitMode", "State", "TextStream", "ThreadPool", "TokenAttr", "Vocab",
-    "VocabType", "build_info", "devices", "generate", "memory_plan", "numa_init", "rpc", "samplers", "store",
+    "Grammar", "LoRA", "LoadMode", "Logits", "Memory", "MemoryPlan", "Model", "PoolingType", "Ranked", "Reranker",
+    "RopeScaling", "RopeType", "Sampler", "SamplerChain", "Snapshot", "SplitMode", "State", "TextStream", "ThreadPool",
+    "TokenAttr", "Vocab", "VocabType", "build_info", "devices", "generate", "memory_plan", "numa_init", "rpc",
+    "samplers", "store",
 ]  # fmt: skip
 __all__ += _errors  # noqa: PLE0605
 

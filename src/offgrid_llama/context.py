@@ -129,6 +129,7 @@ class Context(Owner):
         _refuse_kv_cache(model, self.params)
         self._threadpool = threadpool
         self._refuse_threads(self.params)
+        _refuse_scores(model, self.params)
 
         cancel = ffi.new("og_cancel *")  # ggml reads it between the nodes of a graph, as long as the context lives
         c_params = self.params.to_c()
@@ -233,6 +234,9 @@ class Context(Owner):
             raise ValueError(f"batch has {n} tokens, over {name}={limit}: decode it in pieces, or make {name} larger")
         if batch._max_token >= self.model.vocab.n_tokens:
             raise ValueError(f"batch has token {batch._max_token}; the model has 0 to {self.model.vocab.n_tokens - 1}")
+        positions = self.model._n_positions
+        if positions and max(ffi.unpack(batch._c.pos, n)) >= positions:
+            raise ValueError(f"batch has a position over {positions - 1}, the last that the model has an embedding for")
         if batch._max_seq_id >= self.n_seq_max:
             sequence("batch's seq_ids", batch._max_seq_id, self.n_seq_max)
         if batch._shared and not self.params.kv_unified:
@@ -479,4 +483,30 @@ def _refuse_kv_cache(model: Model, params: ContextParams) -> None:
         raise ContextError(
             f"n_ctx={params.n_ctx} takes a KV cache of {needed / 2**30:,.1f} GiB; this machine has "
             f"{there / 2**30:,.1f} GiB. Make n_ctx smaller, or type_k and type_v"
+        )
+
+
+def resolved_pooling(model: Model, pooling_type: PoolingType) -> PoolingType:
+    """Return ``pooling_type``, or the model's own where it is unspecified."""
+    if pooling_type is not PoolingType.UNSPECIFIED:
+        return pooling_type
+    arch = model.metadata.get("general.architecture", "")
+    own = int(model.metadata.get(f"{arch}.pooling_type", PoolingType.NONE))
+    if own == PoolingType.UNSPECIFIED:
+        return PoolingType.NONE
+    try:
+        return PoolingType(own)
+    except ValueError:
+        raise ContextError(f"{model._handle.name}: its file says pooling_type={own}, which is not possible") from None
+
+
+def _refuse_scores(model: Model, params: ContextParams) -> None:
+    """Raise for scores that the model has no classifier for: llama.cpp gives other numbers, or aborts."""
+    if not params.embeddings or resolved_pooling(model, params.pooling_type) is not PoolingType.RANK:
+        return
+    in_another_file = int(model.metadata.get("split.count", 1)) > 1
+    if model._n_scores != model.n_cls_out and not in_another_file:
+        raise ContextError(
+            f"{model._handle.name} is no reranker: it needs a classifier (cls.output or cls) of {model.n_cls_out} values, "
+            f"and has one of {model._n_scores}"
         )

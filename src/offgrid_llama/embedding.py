@@ -1,4 +1,4 @@
-"""Embedder: texts to vectors, many in one decode."""
+"""Embedder: texts to vectors, many in one decode; and Pooled, which it shares with Reranker."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from ._check import number
 from .batch import Batch
-from .context import Context
+from .context import Context, resolved_pooling
 from .errors import ContextLengthError
 from .params import PoolingType, member
 
@@ -18,26 +18,97 @@ if TYPE_CHECKING:
 
     from .model import Model
 
-__all__ = ["Embedder"]
+__all__ = ["Embedder", "Pooled"]
 
 _MAX_SEQUENCES = 256
 
 
-class Embedder:
+class Pooled:
+    """A context for many short texts in one decode, each of which gives one row of numbers.
+
+    Args:
+        model: the Model.
+        pooling_type: how the vectors of a text's tokens become one.
+        n_batch: most tokens of one decode. None is 512, or what the model was trained for if that is less.
+        n_threads: see Context.
+
+    Raises ContextError where llama.cpp refuses, for instance for a pooling type that the model has no weights for.
+    """
+
+    def __init__(self, model: Model, pooling_type: PoolingType, n_batch: int | None, n_threads: int | None) -> None:
+        model._handle.check_open()
+        if n_batch is None:
+            n_batch = min(512, model.n_ctx_train or 512)
+        n_batch = number("n_batch", n_batch, 1)
+        n_seq_max = min(n_batch, _MAX_SEQUENCES)
+        room = -(-n_batch // n_seq_max) * n_seq_max
+        # A text's tokens must be in one micro-batch to be pooled; one buffer for all lets a text have as much as it needs.
+        self._context = Context(
+            model, n_ctx=room, n_batch=room, n_ubatch=room, n_seq_max=n_seq_max,
+            kv_unified=True, embeddings=True, pooling_type=pooling_type, n_threads=n_threads,
+        )  # fmt: skip
+        self.model = model
+        self.n_batch = n_batch
+        self.n_ctx = min(n_batch, model._n_positions or n_batch)
+        self.pooling_type = self._context.pooling_type
+        self._batch = Batch(room)
+
+    def close(self) -> None:
+        """Free the context. May be called twice."""
+        self._context.close()
+
+    @property
+    def closed(self) -> bool:
+        """Whether it was closed, by itself or with its model."""
+        return self._context.closed
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _pooled(self, rows: Sequence[Sequence[int]], size: int) -> npt.NDArray[np.float32]:
+        """Return float32[len(rows), size]: what the tokens of each row give."""
+        import numpy as np
+
+        vectors = np.empty((len(rows), size), dtype=np.float32)
+        for seqs in self._decoded(rows):
+            for seq_id, i in enumerate(seqs):
+                vectors[i] = self._context.sequence_embedding(seq_id)
+        return vectors
+
+    def _decoded(self, rows: Sequence[Sequence[int]]) -> Iterator[list[int]]:
+        """Compute all rows, as many at once as there is room for; yield the indices of those that can be read now."""
+        context, batch = self._context, self._batch
+        for seqs in _packed(map(len, rows), context.n_batch, context.n_seq_max):
+            batch.clear()
+            for seq_id, i in enumerate(seqs):
+                batch.add_sequence(rows[i], seq_id=seq_id, logits="all")
+            if context.model.has_encoder:
+                context.encode(batch)
+            else:
+                if context.memory._ptr:
+                    context.memory.clear(data=False)
+                context.decode(batch)
+            yield seqs
+
+
+class Embedder(Pooled):
     """Texts to vectors, with a model that was trained for it. Many texts share one decode.
 
     Args:
         model: the Model; several Embedders can share it.
         pooling_type: how the vectors of a text's tokens become one: "mean", "cls", "last", or "unspecified", which is the
             model's own. "none" pools nothing.
-        n_batch: most tokens of one decode, and of one text. None is 512, or what the model was trained for if that is
-            less.
+        n_batch: most tokens of one decode. None is 512, or what the model was trained for if that is less.
         n_threads: see Context.
 
     Raises ContextError where llama.cpp refuses, for instance for a pooling type that the model has no weights for.
 
     Attributes:
-        n_embd: length of the vectors. n_batch: most tokens of one text.
+        n_embd: length of the vectors.
+        n_batch: most tokens of one decode. n_ctx: of one text; ``n_batch``, or the model's positions if these are fewer.
         pooling_type: the PoolingType in use.
     """
 
@@ -50,24 +121,10 @@ class Embedder:
         n_threads: int | None = None,
     ) -> None:
         pooling = member("pooling_type", pooling_type, PoolingType)
-        if pooling is PoolingType.RANK:
-            raise ValueError('pooling_type="rank" gives scores, no vectors: use Context.sequence_embedding')
-        model._handle.check_open()
-        if n_batch is None:
-            n_batch = min(512, model.n_ctx_train or 512)
-        n_batch = number("n_batch", n_batch, 1)
-        n_seq_max = min(n_batch, _MAX_SEQUENCES)
-        room = -(-n_batch // n_seq_max) * n_seq_max
-        # A text's tokens must be in one micro-batch to be pooled; one buffer for all lets a text have as much as it needs.
-        self._context = Context(
-            model, n_ctx=room, n_batch=room, n_ubatch=room, n_seq_max=n_seq_max,
-            kv_unified=True, embeddings=True, pooling_type=pooling, n_threads=n_threads,
-        )  # fmt: skip
-        self.model = model
-        self.n_batch = n_batch
+        if resolved_pooling(model, pooling) is PoolingType.RANK:
+            raise ValueError('pooling_type="rank" gives scores, no vectors: use Reranker, or another pooling_type')
+        super().__init__(model, pooling, n_batch, n_threads)
         self.n_embd = model.n_embd_out
-        self.pooling_type = self._context.pooling_type
-        self._batch = Batch(room)
 
     def embed(
         self,
@@ -81,23 +138,17 @@ class Embedder:
         Args:
             texts: str, bytes of UTF-8, or token ids as they are.
             normalize: scale each vector to length 1, so that the dot product of two is their cosine similarity.
-            truncate: shorten a text that is longer than ``n_batch`` tokens, instead of raising.
+            truncate: shorten a text that is longer than ``n_ctx`` tokens, instead of raising.
 
         Raises:
-            ContextLengthError: a text has more tokens than ``n_batch``, without ``truncate``.
+            ContextLengthError: a text has more tokens than ``n_ctx``, without ``truncate``.
             ValueError: a text has no tokens, or the embedder pools nothing.
         """
-        import numpy as np
-
         if self.pooling_type is PoolingType.NONE:
             raise ValueError('pooling_type="none": there is no vector for a text; use embed_tokens()')
         one = isinstance(texts, (str, bytes))
         many: Sequence[str | bytes | Sequence[int]] = [texts] if isinstance(texts, (str, bytes)) else texts
-        rows = [self._tokens(i, text, truncate) for i, text in enumerate(many)]
-        vectors = np.empty((len(rows), self.n_embd), dtype=np.float32)
-        for seqs in self._decoded(rows):
-            for seq_id, i in enumerate(seqs):
-                vectors[i] = self._context.sequence_embedding(seq_id)
+        vectors = self._pooled([self._tokens(i, text, truncate) for i, text in enumerate(many)], self.n_embd)
         if normalize:
             vectors = _normalized(vectors)
         return vectors[0] if one else vectors
@@ -122,27 +173,12 @@ class Embedder:
                 begin += len(rows[i])
         return found
 
-    def close(self) -> None:
-        """Free the context. May be called twice."""
-        self._context.close()
-
-    @property
-    def closed(self) -> bool:
-        """Whether it was closed, by itself or with its model."""
-        return self._context.closed
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
     def __repr__(self) -> str:
         pooling = self.pooling_type.name.lower()
         return f"<Embedder of {self.model._handle.name}: {self.n_embd} values, pooling {pooling}>"
 
     def _tokens(self, i: int, text: str | bytes | Sequence[int], truncate: bool) -> list[int]:
-        vocab, limit = self.model.vocab, self.n_batch
+        vocab, limit = self.model.vocab, self.n_ctx
         if isinstance(text, (str, bytes)):
             tokens = vocab.tokenize(text)
         else:
@@ -152,27 +188,12 @@ class Embedder:
         if len(tokens) > limit:
             if not truncate:
                 raise ContextLengthError(
-                    f"texts[{i}] has {len(tokens)} tokens and n_batch is {limit}: shorten it, or use truncate=True",
+                    f"texts[{i}] has {len(tokens)} tokens, over {limit}: shorten it, or use truncate=True",
                     n_tokens=len(tokens), n_ctx=limit,
                 )  # fmt: skip
             last = tokens[-1:] if tokens[-1] in (vocab.eos, vocab.sep) else []
             tokens = tokens[: limit - len(last)] + last
         return tokens
-
-    def _decoded(self, rows: Sequence[Sequence[int]]) -> Iterator[list[int]]:
-        """Compute all rows, as many at once as there is room for; yield the indices of those that can be read now."""
-        context, batch = self._context, self._batch
-        for seqs in _packed(map(len, rows), context.n_batch, context.n_seq_max):
-            batch.clear()
-            for seq_id, i in enumerate(seqs):
-                batch.add_sequence(rows[i], seq_id=seq_id, logits="all")
-            if context.model.has_encoder:
-                context.encode(batch)
-            else:
-                if context.memory._ptr:
-                    context.memory.clear(data=False)
-                context.decode(batch)
-            yield seqs
 
 
 def _packed(lengths: Iterable[int], n_tokens: int, n_seqs: int) -> Iterator[list[int]]:

@@ -158,6 +158,12 @@ class GGUF(Owner, Mapping[str, Value]):
                 )
             return found
 
+    def rows(self, name: str) -> int:
+        """Return how many rows a tensor has, the second number of its shape; 0 where there is no such tensor."""
+        with self._handle as ptr:
+            index = lib.gguf_find_tensor(ptr, name.encode("utf-8"))
+            return int(lib.gguf_get_tensor_ne(ptr, index)[1]) if index >= 0 else 0
+
     def fingerprint(self) -> str:
         """Return a digest, 32 hexadecimal digits, of the whole header and of 12 KiB of each tensor.
 

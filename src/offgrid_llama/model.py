@@ -56,6 +56,7 @@ class Model(Owner):
         metadata: the file's scalar keys and their values, as str.
         n_ctx_train: positions that the model was trained for. n_embd: width of the embeddings.
         n_embd_out: width of the embeddings that come out. n_cls_out: scores of a classifier, such as a reranker's.
+        cls_labels: the names of these scores, where the file has them.
         n_layer, n_head, n_head_kv, n_swa: layers, attention heads, KV heads, sliding window (0: none).
         n_params: number of weights. size: bytes of all tensors.
         description: for instance ``llama 135M Q4_1``. ftype: the quantization, for instance ``Q4_1``.
@@ -98,6 +99,8 @@ class Model(Owner):
         self._fingerprint: str | None = None
         with GGUF(self.path) as header:
             header.check()
+            self._n_positions = header.rows("position_embd.weight")  # 0: any position can be computed
+            self._n_scores = header.rows("cls.output.weight") or header.rows("cls.weight")
         self.params = place(self.path, params, 0 if vocab_only and n_gpu_layers == "auto" else n_gpu_layers, margin)
 
         c_params = self.params.to_c()
@@ -123,6 +126,8 @@ class Model(Owner):
         self.n_embd: int = lib.llama_model_n_embd(ptr)
         self.n_embd_out: int = lib.llama_model_n_embd_out(ptr)
         self.n_cls_out: int = lib.llama_model_n_cls_out(ptr)
+        labels = (lib.llama_model_cls_label(ptr, i) for i in range(self.n_cls_out))
+        self.cls_labels = tuple(text_of(label) for label in labels if label)
         self.n_layer: int = lib.llama_model_n_layer(ptr)
         self.n_head: int = lib.llama_model_n_head(ptr) if not self.params.vocab_only else 0
         self.n_head_kv: int = lib.llama_model_n_head_kv(ptr) if not self.params.vocab_only else 0
