@@ -25,6 +25,7 @@ from .model import Model
 from .params import (
     AttentionType,
     FlashAttention,
+    LazyMode,
     LoadMode,
     PoolingType,
     RopeScaling,
@@ -33,6 +34,7 @@ from .params import (
     TokenAttr,
     VocabType,
 )
+from .quantize import Quantized, load_imatrix, quantize
 from .sampling import Sampler, SamplerChain
 from .text import TextStream
 from .vocab import Vocab
@@ -47,9 +49,9 @@ __version__ = "0.1.0"
 
 __all__ = [
     "GGUF", "AttentionType", "Batch", "Context", "ControlVector", "Embedder", "FlashAttention", "Generation", "Grammar",
-    "LoRA", "LoadMode", "Logits", "Memory", "MemoryPlan", "Model", "PoolingType", "RopeScaling", "RopeType", "Sampler",
-    "SamplerChain", "SplitMode", "State", "TextStream", "TokenAttr", "Vocab", "VocabType", "build_info", "devices",
-    "generate", "memory_plan", "samplers", "store",
+    "LazyMode", "LoRA", "LoadMode", "Logits", "Memory", "MemoryPlan", "Model", "PoolingType", "Quantized",
+    "RopeScaling", "RopeType", "Sampler", "SamplerChain", "SplitMode", "State", "TextStream", "TokenAttr", "Vocab",
+    "VocabType", "build_info", "devices", "generate", "load_imatrix", "memory_plan", "quantize", "samplers", "store",
 ]  # fmt: skip
 __all__ += _errors  # noqa: PLE0605
 

@@ -16,9 +16,9 @@ from ._capi import lib
 from ._check import not_null, number
 from .backend import has_gpu, start
 from .errors import ContextError, ModelLoadError
-from .gguf import GGUF
 from .model import _file
 from .params import ContextParams, LoadMode, ModelParams
+from .splits import opened_all
 
 __all__ = ["MemoryPlan", "memory_plan"]
 
@@ -87,8 +87,9 @@ def memory_plan(
     """
     start()
     path = _file(model)
-    with GGUF(path) as header:
-        header.check()
+    with opened_all([path]) as headers:
+        for header in headers:
+            header.check()
     gpu_layers = (-1 if has_gpu() else 0) if n_gpu_layers == "auto" else n_gpu_layers
     c_model = ModelParams(n_gpu_layers=gpu_layers, load_mode=LoadMode.NONE).to_c()
     c_model.no_alloc = True

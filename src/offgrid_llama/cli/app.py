@@ -17,6 +17,7 @@ from .doctor import doctor
 from .inspect import inspect
 from .models import models, pull, remove
 from .options import Verbose
+from .quantize import quantize
 from .run import run
 from .tokenize import tokenize
 
@@ -33,7 +34,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (run, models, pull, remove, inspect, tokenize, doctor):
+for command in (run, models, pull, remove, inspect, tokenize, quantize, doctor):
     app.command(epilog=_EXITS)(command)
 
 
