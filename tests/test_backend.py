@@ -187,3 +187,13 @@ def test_every_public_name_is_there() -> None:
         _ = og.nonsense
     assert lib.llama_max_devices() >= 1
     assert threading.active_count() >= 1
+
+
+def test_what_is_supported() -> None:
+    """Linux maps and locks memory; a GPU is there if has_gpu() says so; llama.cpp's line names the CPU backend."""
+    found = backend.supports()
+    assert found <= {"mmap", "mlock", "gpu_offload", "rpc"}
+    assert ("gpu_offload" in found) is backend.has_gpu()
+    if os.uname().sysname == "Linux":
+        assert found >= {"mmap", "mlock"}
+    assert "CPU : " in backend.system_info()

@@ -14,7 +14,10 @@ from ._check import text_of
 from ._handle import refuse_after_fork
 from .errors import BackendError
 
-__all__ = ["BuildInfo", "Device", "build_info", "default_threads", "devices", "features", "has_gpu", "start"]
+__all__ = [
+    "BuildInfo", "Device", "build_info", "default_threads", "devices", "features", "has_gpu", "start", "supports",
+    "system_info",
+]  # fmt: skip
 
 _once = threading.Lock()
 _started = False
@@ -101,6 +104,20 @@ def has_gpu() -> bool:
     """Whether layers can be offloaded to anything (``llama_supports_gpu_offload``)."""
     start()
     return bool(lib.llama_supports_gpu_offload())
+
+
+def supports() -> frozenset[str]:
+    """Return what this build can do: of ``mmap``, ``mlock``, ``gpu_offload`` and ``rpc`` (``llama_supports_*``)."""
+    start()
+    names = ("mmap", "mlock", "gpu_offload", "rpc")
+    return frozenset(name for name in names if getattr(lib, f"llama_supports_{name}")())
+
+
+def system_info() -> str:
+    """Return llama.cpp's own line about its backends and their features (``llama_print_system_info``)."""
+    start()
+    with _once:  # it is written into one buffer of the library's
+        return text_of(lib.llama_print_system_info())
 
 
 def features() -> dict[str, dict[str, str]]:

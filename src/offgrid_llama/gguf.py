@@ -31,6 +31,7 @@ __all__ = ["GGUF", "Tensor", "Value", "c_file", "is_open_file"]
 
 MAX_LAYERS = 512  # LLAMA_MAX_LAYERS and LLAMA_MAX_EXPERTS of llama-hparams.h: above them llama.cpp aborts
 MAX_EXPERTS = 1024
+MAX_VOCAB = 2**24  # of a model without a tokenizer llama.cpp makes up as many tokens, some 100 bytes each
 _SAMPLE_BYTES = 4096
 _CHUNK = 16 * 1024 * 1024
 _ROPE_SCALING = ("none", "linear", "yarn", "longrope")
@@ -334,6 +335,7 @@ class GGUF(Owner, Mapping[str, Value]):
         rules: list[tuple[str, Value, bool]] = [
             ("block_count", layers, 1 <= layers <= MAX_LAYERS),
             ("nextn_predict_layers", (nextn := hparam("nextn_predict_layers")), 0 <= nextn <= layers),
+            ("vocab_size", vocab_size := hparam("vocab_size"), 0 <= vocab_size <= MAX_VOCAB),
             ("expert_count", experts, 0 <= experts <= MAX_EXPERTS),
             ("expert_used_count", used, 0 < used <= experts if experts > 0 else used == 0),
             ("expert_group_count", groups, 0 <= groups < experts if experts > 0 else groups == 0),

@@ -150,10 +150,10 @@ class Model(Owner):
 
     def _check_alignment(self, headers: Sequence[GGUF]) -> None:
         """Refuse to map tensors to addresses that their kernels cannot read from."""
-        if (self.params.load_mode is LoadMode.NONE and self.params.lazy_mode is LazyMode.OFF) or self.params.vocab_only:
+        if self.params.load_mode is LoadMode.NONE and self.params.lazy_mode is LazyMode.OFF:
             return
         for header in headers:
-            if header.data_offset % TENSOR_ALIGNMENT:
+            if header.n_tensors and header.data_offset % TENSOR_ALIGNMENT:
                 raise ModelLoadError(
                     f"{header.path}: its tensors begin at byte {header.data_offset}, no multiple of {TENSOR_ALIGNMENT}, and "
                     'cannot be mapped: use load_mode="none", lazy_mode="off"'

@@ -59,7 +59,7 @@ _FREE_OF_IMATRIX = frozenset({"token_embd.weight", "per_layer_token_embd.weight"
 _IN_NEED_OF_IMATRIX = frozenset({"iq3_xxs", "iq2_xxs", "iq2_xs", "iq2_s", "iq1_m", "iq1_s"})
 _ALIGNMENT = "general.alignment"
 MAX_WEIGHT = 1e8
-"""Of a tensor that becomes one of IQ1, IQ2 and IQ3, in magnitude: above, their sums leave float32, which ends in an abort."""
+"""Of a tensor that becomes one of IQ1, IQ2 and IQ3, in magnitude: above, their sums leave float32, and llama.cpp aborts."""
 MAX_IMPORTANCE = 1e10
 _LOW = re.compile(r"iq[123]_")
 _CHUNK = 16 * 1024 * 1024

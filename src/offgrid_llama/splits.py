@@ -37,15 +37,21 @@ def opened_all(files: Sequence[File]) -> Iterator[list[GGUF]]:
         headers = [stack.enter_context(GGUF(files[0]))]
         count = _number(headers[0], "split.count", 1)
         rest = list(files[1:])
+        if count > 1:
+            _refuse_other_than(0, headers[0])
         if count > 1 and not rest:
             rest = _others(files[0], count)
         if len(rest) != max(count, 1) - 1:
             raise GGUFError(f"{headers[0].path} is one of {count} splits, and {1 + len(rest)} files were given")
         headers += [stack.enter_context(GGUF(file)) for file in rest]
-        for index, header in enumerate(headers if count > 1 else []):
-            if (number := _number(header, "split.no", -1)) != index:
-                raise GGUFError(f"{header.path} says that it is split {number}, numbered from 0, and not {index}")
+        for index, header in enumerate(headers[1:], 1):
+            _refuse_other_than(index, header)
         yield headers
+
+
+def _refuse_other_than(index: int, header: GGUF) -> None:
+    if (number := _number(header, "split.no", -1)) != index:
+        raise GGUFError(f"{header.path} says that it is split {number}, numbered from 0, and not {index}")
 
 
 def _number(header: GGUF, key: str, default: int) -> int:
