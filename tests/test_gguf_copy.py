@@ -111,8 +111,10 @@ def test_what_lies_around_is_left_behind(tiny: og.Model, tmp_path: Path) -> None
     for name, offset in ((b"a", 0), (b"b", 256)):
         data += struct.pack("<Qs", 1, name) + struct.pack("<IQIQ", 1, 3, 0, offset)
     data += bytes(-len(data) % 256) + b"aaaabbbbcccc" + bytes(244) + b"ddddeeeeffff"
-    (tmp_path / "wide.gguf").write_bytes(data)
+    (tmp_path / "wide.gguf").write_bytes(data + bytes(244))
     with og.GGUF(tmp_path / "wide.gguf") as file:
+        file.copy(tmp_path / "same.gguf")
+        assert (tmp_path / "same.gguf").read_bytes() == data + bytes(244)
         file.copy(tmp_path / "copy.gguf", {"key": "x" * 500})
     assert weights(tmp_path / "copy.gguf") == {"a": b"aaaabbbbcccc", "b": b"ddddeeeeffff"}
 

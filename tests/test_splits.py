@@ -235,6 +235,25 @@ def test_one_file_in_several_threads(tiny: og.Model) -> None:
     assert failures == []
 
 
+def test_a_system_without_a_second_position(tiny: og.Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where an open file cannot be opened again, its own position is used and put back, a buffered reader's too."""
+    path = tmp_path / "larger"
+    path.write_bytes(b"x" * 64 + tiny.path.read_bytes() + b"y" * 1000)
+
+    def refuse(name: object, flags: int) -> int:
+        raise FileNotFoundError(name)
+
+    with path.open("rb") as file:
+        file.read(64)
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "open", refuse)
+            model = og.Model(file)
+        with model:
+            np.testing.assert_array_equal(logits(model), logits(tiny))
+        assert file.tell() == 64
+        assert file.read() == path.read_bytes()[64:]
+
+
 def test_descriptors_are_closed(tiny: og.Model) -> None:
     """A load leaves no descriptor open, whether it works or fails."""
     with tiny.path.open("rb") as file:
