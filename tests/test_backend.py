@@ -187,3 +187,13 @@ def test_every_public_name_is_there() -> None:
         _ = og.nonsense
     assert lib.llama_max_devices() >= 1
     assert threading.active_count() >= 1
+
+
+def test_what_is_supported() -> None:
+    """Linux maps and locks memory; RPC is there if it was built; llama.cpp's line names the CPU backend."""
+    found = backend.supports()
+    assert found <= {"mmap", "mlock", "rpc"}
+    assert ("rpc" in found) is ("GGML_RPC=ON" in og.build_info().flags)
+    if os.uname().sysname == "Linux":
+        assert found >= {"mmap", "mlock"}
+    assert "CPU : " in backend.system_info()

@@ -14,11 +14,12 @@ PACKAGE = ROOT / "src" / "offgrid_llama"
 
 # From the ground up: a room may import from those before it, never from those after it.
 ORDER = [
-    "errors", "text", "gbnf", "_capi", "_handle", "_callbacks", "_check", "backend", "threadpool", "rpc", "params",
-    "gguf", "store", "vocab", "placement", "model", "batch", "memory", "logits", "adapter", "state", "context",
-    "sampling", "grammar", "memory_plan", "embedding", "reranking", "generate", "chat", "cli",
+    "errors", "text", "gbnf", "gguf_bytes", "replacing", "_capi", "_handle", "_callbacks", "_check", "backend",
+    "threadpool", "rpc", "params", "gguf", "splits", "overrides", "store", "vocab", "saving", "placement", "model",
+    "batch", "memory", "logits", "adapter", "state", "context", "sampling", "grammar", "memory_plan", "quantize",
+    "embedding", "reranking", "generate", "chat", "cli",
 ]  # fmt: skip
-STANDARD_LIBRARY_ONLY = {"errors", "text", "gbnf"}
+STANDARD_LIBRARY_ONLY = {"errors", "text", "gbnf", "gguf_bytes", "replacing"}
 MAY_IMPORT_CAPI = set(ORDER[ORDER.index("_handle") : ORDER.index("generate")]) - {"store"}
 HEAVY = {"numpy", "jinja2", "llguidance", "rich", "typer", "huggingface_hub", "filelock", "asyncio"}
 

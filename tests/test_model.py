@@ -43,6 +43,8 @@ def test_attributes(tiny: og.Model, path: Path) -> None:
     assert (tiny.has_encoder, tiny.has_decoder) == (False, True)
     assert (tiny.is_recurrent, tiny.is_hybrid, tiny.is_diffusion) == (False, False, False)
     assert tiny.decoder_start_token is None
+    assert (tiny.n_embd_inp, tiny.n_layer_nextn, tiny.rope_freq_scale_train) == (N_EMBD, 0, 1.0)
+    assert tiny.cls_labels == (None,) * tiny.n_cls_out
     assert tiny.rope_type is og.RopeType.NORM
     assert "llama" in tiny.description
     assert repr(tiny) == "<Model tiny.gguf>"

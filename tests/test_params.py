@@ -28,6 +28,7 @@ def model(**values: Any) -> ModelParams:
 ENUMS: dict[str, tuple[type[IntEnum | IntFlag], str]] = {
     "llama_split_mode": (params.SplitMode, "LLAMA_SPLIT_MODE_"),
     "llama_load_mode": (params.LoadMode, "LLAMA_LOAD_MODE_"),
+    "llama_lazy_mode": (params.LazyMode, "LLAMA_LAZY_MODE_"),
     "llama_rope_type": (params.RopeType, "LLAMA_ROPE_TYPE_"),
     "llama_rope_scaling_type": (params.RopeScaling, "LLAMA_ROPE_SCALING_TYPE_"),
     "llama_pooling_type": (params.PoolingType, "LLAMA_POOLING_TYPE_"),

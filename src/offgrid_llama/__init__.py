@@ -26,6 +26,7 @@ from .model import Model
 from .params import (
     AttentionType,
     FlashAttention,
+    LazyMode,
     LoadMode,
     PoolingType,
     RopeScaling,
@@ -34,6 +35,7 @@ from .params import (
     TokenAttr,
     VocabType,
 )
+from .quantize import Quantized, load_imatrix, quantize
 from .reranking import Ranked, Reranker
 from .sampling import Sampler, SamplerChain
 from .text import TextStream
@@ -50,10 +52,10 @@ __version__ = "0.1.0"
 
 __all__ = [
     "GGUF", "AttentionType", "Batch", "Context", "ControlVector", "Device", "Embedder", "FlashAttention", "Generation",
-    "Grammar", "LoRA", "LoadMode", "Logits", "Memory", "MemoryPlan", "Model", "PoolingType", "Ranked", "Reranker",
-    "RopeScaling", "RopeType", "Sampler", "SamplerChain", "Snapshot", "SplitMode", "State", "TextStream", "ThreadPool",
-    "TokenAttr", "Vocab", "VocabType", "build_info", "devices", "generate", "memory_plan", "numa_init", "rpc",
-    "samplers", "store",
+    "Grammar", "LazyMode", "LoRA", "LoadMode", "Logits", "Memory", "MemoryPlan", "Model", "PoolingType", "Quantized",
+    "Ranked", "Reranker", "RopeScaling", "RopeType", "Sampler", "SamplerChain", "Snapshot", "SplitMode", "State",
+    "TextStream", "ThreadPool", "TokenAttr", "Vocab", "VocabType", "build_info", "devices", "generate", "load_imatrix",
+    "memory_plan", "numa_init", "quantize", "rpc", "samplers", "store",
 ]  # fmt: skip
 __all__ += _errors  # noqa: PLE0605
 

@@ -24,7 +24,7 @@ from typing import Any
 
 from ._capi import ffi, lib
 
-__all__ = ["Progress", "forget_log", "install", "pending", "raise_pending", "recent_log", "whole_log"]
+__all__ = ["Progress", "forget_log", "install", "listening", "pending", "raise_pending", "recent_log", "whole_log"]
 
 logging.getLogger("offgrid_llama").addHandler(logging.NullHandler())
 _logger = logging.getLogger("offgrid_llama.llama_cpp")
@@ -53,6 +53,7 @@ class _Thread(threading.local):
         self.lines: deque[tuple[int, str]] = deque(maxlen=200)
         self.partial = ""
         self.level = logging.INFO
+        self.listener: Callable[[str], object] | None = None
 
 
 _thread = _Thread()
@@ -90,6 +91,8 @@ def og_on_log(level: int, text: Any, _user_data: Any) -> None:
                 _thread.lines.append((_thread.level, line.rstrip()))
                 if _logger.isEnabledFor(_thread.level):
                     _logger.log(_thread.level, "%s", line.rstrip())
+                if _thread.listener is not None:
+                    _thread.listener(line)
 
 
 @ffi.def_extern(onerror=_keep)  # type: ignore[untyped-decorator]
@@ -129,6 +132,16 @@ def whole_log() -> Iterator[deque[tuple[int, str]]]:
         _thread.lines = before
 
 
+@contextmanager
+def listening(listener: Callable[[str], object]) -> Iterator[None]:
+    """Call ``listener`` with each line that is logged on this thread in the block; what it raises is kept as pending."""
+    before, _thread.listener = _thread.listener, listener
+    try:
+        yield
+    finally:
+        _thread.listener = before
+
+
 def _let_go() -> None:
     # C++ destructors and late threads may log after the interpreter is gone; from now on into a C function.
     lib.llama_log_set(ffi.addressof(lib, "og_drop_log"), ffi.NULL)
@@ -136,5 +149,5 @@ def _let_go() -> None:
 
 def install() -> None:
     """Send llama.cpp's and ggml's log here from now on, until the interpreter ends."""
-    lib.llama_log_set(lib.og_on_log, ffi.NULL)
+    lib.llama_log_set(ffi.addressof(lib, "og_log"), ffi.NULL)
     atexit.register(_let_go)

@@ -100,8 +100,7 @@ def _check(file: GGUF, model: Model) -> None:
         if value is not None and not isinstance(value, kind):
             raise AdapterError(f"{file.path}: {key} must be a {kind.__name__}, not {value!r}")
     tensors = {tensor.name: tensor for tensor in file.tensors()}
-    with GGUF(model.path) as base:
-        weights = {tensor.name: tensor for tensor in base.tensors()}
+    weights = model._tensors
     for name, a in tensors.items():
         if a.type not in _TYPES:
             raise AdapterError(

@@ -16,7 +16,7 @@ from .errors import BackendError
 
 __all__ = [
     "BuildInfo", "Device", "build_info", "default_threads", "describe", "device", "devices", "features", "has_gpu",
-    "numa_init", "pointer", "start",
+    "numa_init", "pointer", "start", "supports", "system_info",
 ]  # fmt: skip
 
 _once = threading.Lock()
@@ -146,6 +146,19 @@ def numa_init(strategy: Literal["distribute", "isolate", "numactl"]) -> None:
         raise ValueError(f"strategy must be one of {', '.join(map(repr, strategies))}, not {strategy!r}")
     start()
     lib.llama_numa_init(strategies[strategy])
+
+
+def supports() -> frozenset[str]:
+    """Return what this build can do: of ``mmap``, ``mlock`` and ``rpc`` (``llama_supports_mmap`` and its like)."""
+    start()
+    return frozenset(name for name in ("mmap", "mlock", "rpc") if getattr(lib, f"llama_supports_{name}")())
+
+
+def system_info() -> str:
+    """Return llama.cpp's own line about its backends and their features (``llama_print_system_info``)."""
+    start()
+    with _once:  # it is written into one buffer of the library's
+        return text_of(lib.llama_print_system_info())
 
 
 def features() -> dict[str, dict[str, str]]:

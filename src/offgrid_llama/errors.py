@@ -11,6 +11,7 @@ else is one of these, and ``except OffgridLlamaError`` catches them all::
     ├── GGUFError                a file is no GGUF, is damaged, or is cut off
     ├── ModelLoadError           llama_model_load_from_file returned NULL
     │   └── LoadCancelled        the progress callback asked to stop
+    ├── ModelSaveError           a model could not be saved or quantized
     ├── AdapterError             a LoRA or control vector is none, or is for another model
     ├── ContextError             llama_init_from_model returned NULL, or the memory asked for is not there
     ├── TokenizeError            llama_tokenize could not give tokens
@@ -51,6 +52,7 @@ __all__ = [
     "InvalidBatch",
     "LoadCancelled",
     "ModelLoadError",
+    "ModelSaveError",
     "NativeError",
     "NoKVSlot",
     "OffgridLlamaError",
@@ -108,6 +110,10 @@ class ModelLoadError(OffgridLlamaError):
 
 class LoadCancelled(ModelLoadError):
     """The progress callback returned False."""
+
+
+class ModelSaveError(OffgridLlamaError):
+    """The model could not be saved or quantized. Nothing is left under the name that it was to have."""
 
 
 class AdapterError(OffgridLlamaError):

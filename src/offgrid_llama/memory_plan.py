@@ -5,14 +5,15 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 from ._check import number
 from .backend import Device, start
-from .gguf import GGUF
-from .model import _file
+from .model import _file, _load
 from .params import ContextParams, ModelParams
 from .placement import DEFAULT_N_CTX, choose, place, simulate
+from .splits import opened_all
 
 __all__ = ["MemoryPlan", "memory_plan"]
 
@@ -82,10 +83,8 @@ def memory_plan(
     """
     start()
     path = _file(model)
-    with GGUF(path) as header:
-        header.check()
     shares = None if tensor_split is None else tuple(tensor_split)
-    m_params = place(path, ModelParams(devices=choose(devices), tensor_split=shares), n_gpu_layers)
+    wished = ModelParams(devices=choose(devices), tensor_split=shares)
 
     def c_params(n_ctx_train: int) -> ContextParams:
         wanted = min(n_ctx_train or DEFAULT_N_CTX, DEFAULT_N_CTX) if n_ctx is None else n_ctx
@@ -95,7 +94,13 @@ def memory_plan(
             embeddings=embeddings,
         )  # fmt: skip
 
-    simulation = simulate(path, m_params, c_params)
+    with opened_all([path]) as headers:
+        for header in headers:
+            header.check()
+        sizes = {tensor.name: tensor.n_bytes for header in headers for tensor in header.tensors()}
+        load = partial(_load, headers)
+        m_params = place(load, sizes, wished, n_gpu_layers)
+        simulation = simulate(load, sizes, m_params, c_params)
     return MemoryPlan(
         weights=simulation.weights, kv_cache=simulation.kv_cache, compute=simulation.compute, output=simulation.output,
         devices=simulation.devices, n_gpu_layers=m_params.n_gpu_layers,

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 __all__ = [
-    "KV_TYPES", "AttentionType", "ContextParams", "FlashAttention", "LoadMode", "ModelParams", "PoolingType",
+    "KV_TYPES", "AttentionType", "ContextParams", "FlashAttention", "LazyMode", "LoadMode", "ModelParams", "PoolingType",
     "RopeScaling", "RopeType", "SplitMode", "TokenAttr", "VocabType",
 ]  # fmt: skip
 
@@ -43,6 +43,17 @@ class LoadMode(IntEnum):
     MLOCK = lib.LLAMA_LOAD_MODE_MLOCK
     MMAP_MLOCK = lib.LLAMA_LOAD_MODE_MMAP_MLOCK
     DIRECT_IO = lib.LLAMA_LOAD_MODE_DIRECT_IO
+
+
+class LazyMode(IntEnum):
+    """Whether rows of the large tensors that an architecture marks are read on demand (``llama_lazy_mode``).
+
+    AUTO does it for those of more than 4 GiB, ON for all that are marked.
+    """
+
+    OFF = lib.LLAMA_LAZY_MODE_OFF
+    AUTO = lib.LLAMA_LAZY_MODE_AUTO
+    ON = lib.LLAMA_LAZY_MODE_ON
 
 
 class RopeType(IntEnum):
@@ -172,9 +183,12 @@ class ModelParams:
     tensor_split: tuple[float, ...] | None = None
     main_gpu: int = 0
     load_mode: LoadMode = LoadMode.AUTO
+    lazy_mode: LazyMode = LazyMode.AUTO
     vocab_only: bool = False
     check_tensors: bool = False
     use_extra_bufts: bool = True
+    no_host: bool = False
+    load_mtp: bool = False
 
     def __post_init__(self) -> None:
         _switches(self)

@@ -7,13 +7,11 @@ a device, builds the graphs and measures them. The figures come out in its log a
 
 from __future__ import annotations
 
-import os
 import re
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from . import rpc
 from ._callbacks import whole_log
@@ -21,7 +19,6 @@ from ._capi import lib
 from ._check import not_null, text_of
 from .backend import Device, describe, device, has_gpu, pointer
 from .errors import BackendError, ContextError, ModelLoadError
-from .gguf import GGUF
 from .params import ContextParams, LoadMode, ModelParams
 
 __all__ = ["DEFAULT_N_CTX", "MARGIN", "Simulation", "choose", "place", "simulate"]
@@ -29,6 +26,8 @@ __all__ = ["DEFAULT_N_CTX", "MARGIN", "Simulation", "choose", "place", "simulate
 DEFAULT_N_CTX = 4096
 MARGIN = 2**30
 """Bytes of each device that stay free: what else runs there, and what a simulation does not see."""
+
+Load = Callable[[Any], Any]
 
 _MIB = r"\s*([\d.]+) MiB"
 _KV_CACHE = re.compile(rf"[:,] size ={_MIB}")  # the line of each cache; "KV buffer size" is 0 in a simulation
@@ -82,14 +81,16 @@ def choose(devices: Sequence[Device | str] | None) -> tuple[Device, ...] | None:
     return tuple(found)
 
 
-def place(path: Path, params: ModelParams, n_gpu_layers: int | Literal["auto"], margin: int = MARGIN) -> ModelParams:
-    """Return the parameters with ``n_gpu_layers``; "auto" is what fits.
+def place(
+    load: Load, sizes: Mapping[str, int], params: ModelParams, n_gpu_layers: int | Literal["auto"], margin: int = MARGIN
+) -> ModelParams:
+    """Return the parameters with ``n_gpu_layers``; "auto" is what fits, as ``simulate(load, sizes, ...)`` says.
 
     Raises BackendError for layers on a GPU where there is none.
     """
     gpu = has_gpu() if params.devices is None else bool(params.devices)
     if n_gpu_layers == "auto":
-        return replace(params, n_gpu_layers=_fit(path, params, margin) if gpu else 0)
+        return replace(params, n_gpu_layers=_fit(load, sizes, params, margin) if gpu else 0)
     params = replace(params, n_gpu_layers=n_gpu_layers)
     if n_gpu_layers and not gpu:
         reason = "this build has no GPU backend, or finds no GPU" if params.devices is None else "devices is empty"
@@ -100,10 +101,16 @@ def place(path: Path, params: ModelParams, n_gpu_layers: int | Literal["auto"], 
     return params
 
 
-def simulate(path: Path, params: ModelParams, context: Callable[[int], ContextParams]) -> Simulation:
-    """Load the model at ``path`` and make a context on it, both without allocating.
+def simulate(
+    load: Load, sizes: Mapping[str, int], params: ModelParams, context: Callable[[int], ContextParams]
+) -> Simulation:
+    """Load a model and make a context on it, both without allocating.
 
-    ``context`` gives the context's parameters for the number of positions that the model was trained for.
+    Args:
+        load: loads the model with a ``llama_model_params``.
+        sizes: the bytes of its tensors, by name.
+        params: how to load it, but for the load mode.
+        context: gives the context's parameters for the number of positions that the model was trained for.
 
     Raises ModelLoadError and ContextError as the real ones do.
     """
@@ -111,14 +118,13 @@ def simulate(path: Path, params: ModelParams, context: Callable[[int], ContextPa
     c_params.no_alloc = True
     with whole_log() as lines:
         model = not_null(
-            lib.llama_model_load_from_file(os.fsencode(path), c_params),
-            lambda log: ModelLoadError(f"{path} could not be loaded", log=log),
+            load(c_params), lambda log: ModelLoadError("the model could not be loaded", log=log), lib.llama_model_free
         )
         try:
             wanted = context(lib.llama_model_n_ctx_train(model))
             ptr = not_null(
                 lib.llama_init_from_model(model, wanted.to_c()),
-                lambda log: ContextError(f"no context with {_short(wanted)} could be planned for {path}", log=log),
+                lambda log: ContextError(f"no context with {_short(wanted)} could be planned", log=log),
             )
             n_ctx = lib.llama_n_ctx(ptr)
             lib.llama_free(ptr)
@@ -131,7 +137,7 @@ def simulate(path: Path, params: ModelParams, context: Callable[[int], ContextPa
     output = sum(map(_bytes, _OUTPUT.findall(log)))
     compute = {name: _bytes(mib) for name, mib in _COMPUTE.findall(log)}
 
-    used = _weights_by_device(path, layers)
+    used = _weights_by_device(sizes, layers)
     blocks = [layers[layer] for layer in sorted(layers)[:-1]]  # the last one stands for the output
     for name in blocks if wanted.offload_kqv else ["CPU"] * len(blocks):
         used[name] += -(-kv_cache // len(blocks))
@@ -140,14 +146,14 @@ def simulate(path: Path, params: ModelParams, context: Callable[[int], ContextPa
     return Simulation(n_ctx, len(blocks), weights, kv_cache, sum(compute.values()), output, dict(used))
 
 
-def _fit(path: Path, params: ModelParams, margin: int) -> int:
+def _fit(load: Load, sizes: Mapping[str, int], params: ModelParams, margin: int) -> int:
     """Return the ``n_gpu_layers`` that the devices have memory for, ``margin`` bytes apart; -1 is all.
 
     With room for a context of 4,096 positions, or as many as the model was trained for.
     """
 
     def simulated(n_gpu_layers: int) -> Simulation:
-        return simulate(path, replace(params, n_gpu_layers=n_gpu_layers), lambda n_ctx_train: ContextParams(
+        return simulate(load, sizes, replace(params, n_gpu_layers=n_gpu_layers), lambda n_ctx_train: ContextParams(
             n_ctx=min(n_ctx_train or DEFAULT_N_CTX, DEFAULT_N_CTX)
         ))  # fmt: skip
 
@@ -168,11 +174,9 @@ def _fit(path: Path, params: ModelParams, margin: int) -> int:
     return most
 
 
-def _weights_by_device(path: Path, layers: dict[int, str]) -> Counter[str]:
+def _weights_by_device(sizes: Mapping[str, int], layers: dict[int, str]) -> Counter[str]:
     used: Counter[str] = Counter({"CPU": 0} | dict.fromkeys(layers.values(), 0))
     output = layers[max(layers)]
-    with GGUF(path) as header:
-        sizes = {tensor.name: tensor.n_bytes for tensor in header.tensors()}
     for name, size in sizes.items():
         block = _BLOCK.search(name)
         if block is not None:

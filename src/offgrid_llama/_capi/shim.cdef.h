@@ -33,6 +33,19 @@ int32_t og_allows(struct llama_sampler * grammar, int32_t token);
 // The first entry of an array of strings that an earlier one equals, or -1.
 int64_t og_gguf_repeated(const struct gguf_context * ctx, int64_t key_id);
 
+// A FILE of its own for a descriptor, at `position`; NULL, with errno set, where there can be none.
+FILE * og_file_open(int fd, int64_t position);
+void og_file_close(FILE * file);
+
+// Whether std::regex takes a pattern; if not, og_caught_what says why.
+bool og_regex_compiles(const char * pattern);
+
+// The log callback: og_on_log, and the way out of og_quantize.
+void og_log(enum ggml_log_level level, const char * text, void * user_data);
+
+// llama_model_quantize, which ends between two tensors once a log or progress callback has raised.
+uint32_t og_quantize(const char * fname_inp, const char * fname_out, const llama_model_quantize_params * params);
+
 // A log callback that drops its line, for the time after the interpreter has gone.
 void og_drop_log(enum ggml_log_level level, const char * text, void * user_data);
 

@@ -15,16 +15,23 @@
 
 #include <cmath>
 #include <cstdint>
+#include <cstdio>
 #include <ctime>
 #include <exception>
+#include <fcntl.h>
 #include <limits>
+#include <regex>
+#include <stdexcept>
 #include <string>
 #include <string_view>
 #include <type_traits>
+#include <unistd.h>
 #include <unordered_set>
 #include <vector>
 
-static bool og_on_poll(void);  // Python; cffi defines it below
+// Python; cffi defines them below
+static bool og_on_poll(void);
+static void og_on_log(enum ggml_log_level level, const char * text, void * user_data);
 
 namespace {
 
@@ -213,6 +220,56 @@ static int64_t og_gguf_repeated(const struct gguf_context * ctx, int64_t key_id)
     } catch (...) {  // no memory: the load will say so
     }
     return -1;
+}
+
+static FILE * og_file_open(int fd, int64_t position) noexcept {
+    const int own = fcntl(fd, F_DUPFD_CLOEXEC, 0);
+    FILE * file = own < 0 ? nullptr : fdopen(own, "rb");
+    if (file == nullptr) {
+        if (own >= 0) {
+            close(own);
+        }
+        return nullptr;
+    }
+    if (fseeko(file, position, SEEK_SET) != 0) {
+        fclose(file);
+        return nullptr;
+    }
+    return file;
+}
+
+static void og_file_close(FILE * file) noexcept { fclose(file); }
+
+static bool og_regex_compiles(const char * pattern) noexcept {
+    try {
+        const std::regex compiled(pattern);
+        return true;
+    } catch (const std::exception & error) {
+        remember("std::regex", error.what());
+    }
+    return false;
+}
+
+namespace {
+thread_local bool quantizing = false;
+}
+
+// The quantizer cannot be cancelled, but it is C++, safe to leave by an exception (llama_model_quantize catches it), and
+// logs "size = " after each tensor, when no worker of its own is running. ggml's own lines come through C: never those.
+static void og_log(enum ggml_log_level level, const char * text, void * user_data) {
+    og_on_log(level, text, user_data);
+    if (quantizing && std::string_view(text).substr(0, 7) == "size = " && og_on_poll()) {
+        quantizing = false;
+        throw std::runtime_error("cancelled");
+    }
+}
+
+static uint32_t og_quantize(
+        const char * fname_inp, const char * fname_out, const llama_model_quantize_params * params) noexcept {
+    quantizing = true;
+    const uint32_t code = guarded<llama_model_quantize>{"llama_model_quantize"}(fname_inp, fname_out, params);
+    quantizing = false;
+    return code;
 }
 
 static void og_drop_log(enum ggml_log_level, const char *, void *) noexcept {}

@@ -17,6 +17,7 @@ from .doctor import doctor
 from .inspect import inspect
 from .models import models, pull, remove
 from .options import Verbose
+from .quantize import quantize
 from .rpc_server import rpc_server
 from .run import run
 from .tokenize import tokenize
@@ -34,7 +35,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (run, models, pull, remove, inspect, tokenize, rpc_server, doctor):
+for command in (run, models, pull, remove, inspect, tokenize, quantize, rpc_server, doctor):
     app.command(epilog=_EXITS)(command)
 
 

@@ -15,7 +15,7 @@ from contextlib import contextmanager, suppress
 from typing import Any, TextIO
 
 __all__ = [
-    "ReaderGone", "columns", "download", "err", "human", "json_out", "mib", "one_line", "out", "printable", "put",
+    "ReaderGone", "columns", "download", "err", "human", "json_out", "mib", "one_line", "out", "printable", "put", "steps",
 ]  # fmt: skip
 
 # C0 but for tab and newline, DEL, C1; what changes the direction of text; surrogates, which no encoding takes.
@@ -150,3 +150,23 @@ def download(name: str) -> Iterator[Callable[[int, int | None], None]]:
         yield show
     finally:
         bar.stop()
+
+
+@contextmanager
+def steps(label: str, unit: str) -> Iterator[Callable[[int, int], None]]:
+    """Give a progress callback for a work of so many steps: a bar where stderr is a terminal, else one line at its begin."""
+    if not _is_terminal(sys.stderr):
+        err(label)
+        yield lambda done, total: None
+        return
+
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    bar = Progress(
+        TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TextColumn(unit),
+        TimeRemainingColumn(), console=Console(stderr=True), transient=True,
+    )  # fmt: skip
+    task = bar.add_task(one_line(label, 60), total=None)
+    with bar:
+        yield lambda done, total: bar.update(task, completed=done, total=total)
