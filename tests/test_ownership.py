@@ -69,6 +69,7 @@ USES: dict[type, dict[str, Callable[[Any], Any] | None]] = {
     og.Model: {
         "chat_template": lambda f: f.model.chat_template(),
         "fingerprint": lambda f: f.model.fingerprint(),
+        "save": lambda f: f.model.save("never written"),
         "__enter__": lambda f: f.model.__enter__(),
     },
     og.Vocab: {
@@ -133,6 +134,10 @@ USES: dict[type, dict[str, Callable[[Any], Any] | None]] = {
     og.GGUF: {
         "__getitem__": lambda f: f.gguf["general.architecture"],
         "array_length": lambda f: f.gguf.array_length("tokenizer.ggml.tokens"),
+        "value_type": lambda f: f.gguf.value_type("general.architecture"),
+        "copy": lambda f: f.gguf.copy("never written"),
+        "copy_with": lambda f: f.gguf.copy_with(Path("never written"), f.gguf, []),
+        "opened": None,
         "tensors": lambda f: f.gguf.tensors(),
         "check": lambda f: f.gguf.check(),
         "fingerprint": lambda f: f.gguf.fingerprint(),
