@@ -15,8 +15,8 @@ PACKAGE = ROOT / "src" / "offgrid_llama"
 # From the ground up: a room may import from those before it, never from those after it.
 ORDER = [
     "errors", "text", "gbnf", "_capi", "_handle", "_callbacks", "_check", "backend", "params", "gguf", "store", "vocab",
-    "model", "batch", "memory", "logits", "adapter", "state", "context", "sampling", "grammar", "memory_plan",
-    "embedding", "generate", "chat", "cli",
+    "model", "batch", "memory", "logits", "adapter", "state", "perf", "context", "custom", "sampling", "chain", "grammar",
+    "sampling_params", "memory_plan", "embedding", "generate", "infill", "chat", "cli",
 ]  # fmt: skip
 STANDARD_LIBRARY_ONLY = {"errors", "text", "gbnf"}
 MAY_IMPORT_CAPI = set(ORDER[ORDER.index("_handle") : ORDER.index("generate")]) - {"store"}

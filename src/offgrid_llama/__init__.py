@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from . import sampling as samplers
 from .backend import build_info, devices
 from .batch import Batch
+from .chain import SamplerChain
 from .context import Context
 from .embedding import Embedder
 from .errors import *  # noqa: F403 - errors.__all__ is the list
@@ -19,6 +20,7 @@ from .errors import __all__ as _errors
 from .generate import Generation, generate
 from .gguf import GGUF
 from .grammar import Grammar
+from .infill import infill
 from .memory import Memory
 from .memory_plan import MemoryPlan, memory_plan
 from .model import Model
@@ -33,7 +35,9 @@ from .params import (
     TokenAttr,
     VocabType,
 )
-from .sampling import Sampler, SamplerChain
+from .perf import ContextPerf, SamplerPerf
+from .sampling import Sampler
+from .sampling_params import SamplingParams
 from .text import TextStream
 from .vocab import Vocab
 
@@ -46,10 +50,10 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
-    "GGUF", "AttentionType", "Batch", "Context", "ControlVector", "Embedder", "FlashAttention", "Generation", "Grammar",
-    "LoRA", "LoadMode", "Logits", "Memory", "MemoryPlan", "Model", "PoolingType", "RopeScaling", "RopeType", "Sampler",
-    "SamplerChain", "SplitMode", "State", "TextStream", "TokenAttr", "Vocab", "VocabType", "build_info", "devices",
-    "generate", "memory_plan", "samplers", "store",
+    "GGUF", "AttentionType", "Batch", "Context", "ContextPerf", "ControlVector", "Embedder", "FlashAttention", "Generation",
+    "Grammar", "LoRA", "LoadMode", "Logits", "Memory", "MemoryPlan", "Model", "PoolingType", "RopeScaling", "RopeType",
+    "Sampler", "SamplerChain", "SamplerPerf", "SamplingParams", "SplitMode", "State", "TextStream", "TokenAttr", "Vocab",
+    "VocabType", "build_info", "devices", "generate", "infill", "memory_plan", "samplers", "store",
 ]  # fmt: skip
 __all__ += _errors  # noqa: PLE0605
 
