@@ -81,20 +81,36 @@ def test_seeds(smollm2: og.Model) -> None:
 
 
 def test_sampling_is_top_k_top_p_min_p_temp_dist(smollm2: og.Model, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The samplers come in this order, with the arguments given."""
+    """The samplers come in this order, with the arguments given, and those that would do nothing do not come."""
     made: list[tuple[str, Any]] = []
-    for name in ("top_k", "top_p", "min_p", "temp", "dist"):
+    for name in set(samplers.__all__) - {"TABLE", "Argument", "Kind", "Sampler"}:
         original = getattr(samplers, name)
 
-        def make(value: Any, name: str = name, original: Any = original) -> og.Sampler:
-            made.append((name, value))
-            sampler: og.Sampler = original(value)
+        def make(*values: Any, name: str = name, original: Any = original) -> og.Sampler:
+            made.append((name, values))
+            sampler: og.Sampler = original(*values)
             return sampler
 
         monkeypatch.setattr(samplers, name, make)
     arguments: dict[str, Any] = {"top_k": 7, "top_p": 0.5, "min_p": 0.25, "temperature": 0.75, "seed": 9}
     assert og.generate(smollm2, "Hello", max_tokens=1, n_threads=1, **arguments).text
-    assert made == [("top_k", 7), ("top_p", 0.5), ("min_p", 0.25), ("temp", 0.75), ("dist", 9)]
+    expected = [("top_k", (7,)), ("top_p", (0.5, 0)), ("min_p", (0.25, 0)), ("temp_ext", (0.75, 0, 1)), ("dist", (9,))]
+    assert made == expected
+    made.clear()
+    params = og.SamplingParams(top_p=0.5, min_p=0.25, temperature=0.1, top_k=3, seed=9)
+    assert og.generate(smollm2, "Hello", max_tokens=1, n_threads=1, sampling=params, top_k=7, temperature=0.75).text
+    assert made == expected
+
+
+def test_sampling_params(smollm2: og.Model, say: Say) -> None:
+    """SamplingParams are taken whole: what they forbid does not come, and greedy is greedy."""
+    (paris,) = smollm2.vocab.tokenize(" Paris", add_special=False)
+    params = og.SamplingParams(temperature=0, logit_bias={paris: -math.inf})
+    generation = og.generate(smollm2, PROMPT, max_tokens=6, sampling=params, n_threads=1)
+    assert generation.text
+    assert paris not in generation.tokens
+    free = og.generate(smollm2, PROMPT, max_tokens=6, sampling=og.SamplingParams(temperature=0), n_threads=1)
+    assert free.text == say(PROMPT, max_tokens=6).text
 
 
 def test_long_prompts_go_in_pieces(smollm2: og.Model, say: Say, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -224,19 +240,11 @@ def test_a_grammar(say: Say) -> None:
         assert generation.finish_reason == "stop"
 
 
-def test_a_grammar_that_leaves_nothing(smollm2: og.Model, say: Say, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_grammar_that_leaves_nothing(smollm2: og.Model, say: Say) -> None:
     """A step without an allowed token raises GrammarError out of the iteration, and closes everything."""
     ends = {token: -math.inf for token in range(len(smollm2.vocab)) if smollm2.vocab.is_eog(token)}
-    greedy = samplers.greedy
-
-    class Chain(og.SamplerChain):
-        def __init__(self, made: list[og.Sampler]) -> None:
-            made[-1].close()
-            super().__init__([*made[:-1], samplers.logit_bias(smollm2.vocab, ends), greedy()])
-
-    monkeypatch.setattr(generate_module, "SamplerChain", Chain)
     before = children(smollm2)
-    generation = say(PROMPT, grammar=og.Grammar.gbnf('root ::= "yes"'))
+    generation = say(PROMPT, grammar=og.Grammar.gbnf('root ::= "yes"'), sampling=og.SamplingParams(logit_bias=ends))
     with pytest.raises(og.GrammarError):
         _ = generation.text
     assert "".join(generation.pieces) == "yes"
@@ -312,12 +320,19 @@ def test_room_by_default(smollm2: og.Model, say: Say, monkeypatch: pytest.Monkey
         ({"stop": ""}, ValueError),
         ({"stop": [5]}, TypeError),
         ({"grammar": 'root ::= "a"'}, TypeError),
+        ({"sampling": {"top_k": 3}}, TypeError),
     ],
 )
 def test_arguments_are_checked_at_the_call(arguments: dict[str, Any], error: type[Exception], say: Say) -> None:
     """A wrong argument is named when generate() is called, and not when the text is asked for."""
     with pytest.raises(error, match=next(iter(arguments))):
         say(PROMPT, **arguments)
+
+
+def test_biases_are_checked_at_the_call(say: Say) -> None:
+    """A bias for a token that the model does not have is named when generate() is called."""
+    with pytest.raises(ValueError, match="logit_bias token"):
+        say(PROMPT, sampling=og.SamplingParams(logit_bias={49152: 1.0}))
 
 
 @pytest.mark.parametrize(

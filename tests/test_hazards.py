@@ -45,6 +45,13 @@ def filled(n):
     batch.add_sequence([5] * n)
     return batch
 
+def raised(kind, call, *arguments):
+    try:
+        call(*arguments)
+    except kind:
+        return
+    raise AssertionError("nothing was raised")
+
 for row in rows:
     try:
         exec(row)
@@ -124,6 +131,22 @@ ROWS = {
         ("og.SamplerChain([S.dist(1), S.top_k(4)])", "ValueError", "last"),
         ("decoded(); og.SamplerChain([S.logit_bias(vocab, {i: -float('inf') for i in range(vocab.n_tokens)}), "
          "S.dist(1)]).sample(context, -1)", "SamplerError", "no token"),
+        ("decoded(); c = og.SamplerChain([S.logit_bias(vocab, {i: -float('inf') for i in range(vocab.n_tokens)}), "
+         "S.adaptive_p(seed=1)]); raised(og.SamplerError, c.sample, context, -1); d = c.clone(); "
+         "[d.accept(i) for i in range(vocab.n_tokens)]; raise KeyError('it lives')", "KeyError", "lives"),  # SIGSEGV
+        ("S.dry(vocab, breakers=[b'\\xf7\\xbf\\xbf\\xbf'])", "TypeError", "breakers[0]"),  # terminate
+        ("S.temp(1e300)", "ValueError", "temperature"),
+        ("og.SamplerChain([S.infill(vocab)])", "ValueError", "top_k"),  # minutes
+        ("og.SamplerChain([S.top_k(4), S.infill(vocab)]).remove(0)", "ValueError", "top_k"),
+        ("decoded(); c = og.SamplerChain([S.custom(lambda i, x: c.close()), S.greedy()]); c.sample(context, -1)",
+         "RuntimeError", "callback"),
+        ("decoded(); og.SamplerChain([S.custom(lambda i, x: 1 / 0), S.greedy()]).sample(context, -1)",
+         "ZeroDivisionError", "zero"),
+        ("decoded(); og.SamplerChain([S.custom(lambda i, x: 2**31, selects=True)]).sample(context, -1)",
+         "ValueError", "custom returned"),
+        ("decoded(); og.SamplerChain([S.custom(lambda i, x: x.fill(float('nan'))), S.top_k(200), S.dist(1)])"
+         ".sample(context, -1)", "SamplerError", "NaN"),
+        ("og.SamplerChain([S.custom(print, accept=print)]).clone()", "SamplerError", "clone="),  # abort
     ],
     "grammar": [
         ("og.SamplerChain([S.top_k(1), og.Grammar.gbnf('root ::= \"q\"').sampler(vocab)])", "ValueError", "before"),
@@ -195,6 +218,18 @@ def test_the_guard_catches_what_cpp_throws(smollm2: og.Model) -> None:
     with pytest.raises(og.NativeError, match="llama_vocab_get_text"):
         raise_caught()
     raise_caught()  # once is enough
+
+
+def test_a_bad_trigger_pattern_is_caught(smollm2: og.Model) -> None:
+    """A regular expression that std::regex does not take, in a lazy grammar, is caught, too; no noun makes one."""
+    from offgrid_llama._capi import ffi, lib
+    from offgrid_llama._check import raise_caught
+
+    pattern = ffi.new("char[]", b"(")
+    arguments = ffi.new("const char *[]", [pattern]), 1, ffi.NULL, 0
+    assert not lib.llama_sampler_init_grammar_lazy_patterns(smollm2.vocab._ptr, b'root ::= "a"', b"root", *arguments)
+    with pytest.raises(og.NativeError, match="llama_sampler_init_grammar_lazy_patterns"):
+        raise_caught()
 
 
 @pytest.mark.parametrize(

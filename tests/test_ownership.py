@@ -24,7 +24,7 @@ class Family:
     def __init__(self, path: Path) -> None:
         self.model = og.Model(path)
         self.vocab = self.model.vocab
-        self.context = og.Context(self.model, n_ctx=64, n_outputs_max=4)
+        self.context = og.Context(self.model, n_ctx=64, n_outputs_max=4, no_perf=False)
         self.memory = self.context.memory
         self.batch = og.Batch(8)
         self.batch.add_sequence(self.vocab.tokenize("Once upon"))
@@ -37,7 +37,7 @@ class Family:
         for context in (self.vectors, self.pooled):
             context.decode(self.batch)
         self.grammar = og.Grammar.gbnf('root ::= "a"+')
-        self.chain = og.SamplerChain([self.grammar.sampler(self.vocab), og.samplers.dist(1)])
+        self.chain = og.SamplerChain([self.grammar.sampler(self.vocab), og.samplers.dist(1)], no_perf=False)
         self.sampler = og.samplers.penalties(self.vocab)
         self.gguf = og.GGUF(path)
 
@@ -97,6 +97,8 @@ USES: dict[type, dict[str, Callable[[Any], Any] | None]] = {
         "cancel": lambda f: f.context.cancel(),
         "synchronize": lambda f: f.context.synchronize(),
         "set_n_threads": lambda f: f.context.set_n_threads(1),
+        "perf": lambda f: f.context.perf(),
+        "perf_reset": lambda f: f.context.perf_reset(),
         "__enter__": lambda f: f.context.__enter__(),
     },
     og.Memory: {
@@ -127,6 +129,9 @@ USES: dict[type, dict[str, Callable[[Any], Any] | None]] = {
         "reset": lambda f: f.chain.reset(),
         "clone": lambda f: f.chain.clone(),
         "seed": lambda f: f.chain.seed,
+        "remove": lambda f: f.chain.remove(0).close(),
+        "perf": lambda f: f.chain.perf(),
+        "perf_reset": lambda f: f.chain.perf_reset(),
         "names": None,
         "__enter__": lambda f: f.chain.__enter__(),
     },

@@ -7,10 +7,11 @@ each token is counted on a real model's logits.
 from __future__ import annotations
 
 import contextlib
+import inspect
 import math
-import threading
+import re
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -144,10 +145,8 @@ def test_min_p(p: float, min_keep: int) -> None:
 @pytest.mark.parametrize("p", [0.2, 0.5, 0.9, 1.0])
 def test_typical(p: float) -> None:
     """Typical keeps the tokens whose surprise is nearest to the entropy, until they sum up to p."""
-    surprise = -np.log(PROBABILITY)
-    order = np.argsort(np.abs(surprise - (PROBABILITY * surprise).sum()))
-    count = N_VOCAB if p == 1 else int(np.argmax(np.cumsum(PROBABILITY[order]) > p)) + 1
-    assert_left(left_by(samplers.typical(p, 1), LOGITS), order[:count], LOGITS)
+    expected = np.arange(N_VOCAB) if p == 1 else typical_tokens(LOGITS, p)
+    assert_left(left_by(samplers.typical(p, 1), LOGITS), expected, LOGITS)
 
 
 @pytest.mark.parametrize("n", [0.5, 1.0, 2.0, 10.0])
@@ -266,23 +265,39 @@ def test_dry_stops_at_breakers(smollm2: og.Model) -> None:
 # What is drawn --------------------------------------------------------------------------------------------------------
 
 
-def assert_drawn(counts: dict[int, int], probability: Array) -> None:
+def assert_counted(counts: dict[int, int], expected: Array) -> None:
     """Chi-square: 6 standard deviations; the seed is fixed, so a good sampler passes always."""
     n = sum(counts.values())
-    assert all(probability[token] > 0 for token in counts), "a token was drawn that must not be"
-    common = [int(token) for token in np.flatnonzero(probability * n >= 5)]
+    assert expected.sum() == pytest.approx(n)
+    assert all(expected[token] > 0 for token in counts), "a token was drawn that must not be"
+    common = [int(token) for token in np.flatnonzero(expected >= 5)]
     seen = np.array([counts.get(token, 0) for token in common] + [n - sum(counts.get(token, 0) for token in common)])
-    expected = np.array([probability[token] * n for token in common] + [max(n * (1 - probability[common].sum()), 0)])
+    expected = np.append(expected[common], max(n - expected[common].sum(), 0))
     if expected[-1] < 5:
         seen, expected = seen[:-1], expected[:-1]
     freedom = max(len(seen) - 1, 1)
     assert ((seen - expected) ** 2 / expected).sum() < freedom + 6 * math.sqrt(2 * freedom)
 
 
+def assert_drawn(counts: dict[int, int], probability: Array) -> None:
+    assert_counted(counts, probability / probability.sum() * sum(counts.values()))
+
+
 def narrowed(logits: Array, keep: Any, temperature: float) -> Array:
     probability = np.zeros(len(logits))
     probability[keep] = softmax(logits[keep] / temperature)
     return probability
+
+
+def entropy(probability: Array) -> float:
+    return float(-(probability * np.log(np.maximum(probability, 1e-300))).sum())
+
+
+def typical_tokens(logits: Array, p: float) -> Array:
+    """Return the tokens whose surprise is nearest to the entropy, until they sum up to more than ``p``."""
+    probability = softmax(logits)
+    order = np.argsort(np.abs(-np.log(probability) - entropy(probability)))
+    return np.asarray(order[: int(np.argmax(np.cumsum(probability[order]) > p)) + 1])
 
 
 CHAINS: dict[str, tuple[Callable[[], list[og.Sampler]], Callable[[Array], Array]]] = {
@@ -296,6 +311,19 @@ CHAINS: dict[str, tuple[Callable[[], list[og.Sampler]], Callable[[Array], Array]
     "min_p": (
         lambda: [samplers.min_p(0.1), samplers.temp(2.0), samplers.dist(5)],
         lambda x: narrowed(x, np.flatnonzero(softmax(x) >= 0.1 * softmax(x).max()), 2.0),
+    ),
+    "top_n_sigma": (
+        lambda: [samplers.top_n_sigma(1.5), samplers.dist(6)],
+        lambda x: narrowed(x, np.flatnonzero(x >= x.max() - 1.5 * x.astype(np.float64).std()), 1.0),
+    ),
+    "typical": (lambda: [samplers.typical(0.8), samplers.dist(7)], lambda x: narrowed(x, typical_tokens(x, 0.8), 1.0)),
+    "xtc": (
+        lambda: [samplers.xtc(0.4, 0.05, 1, seed=8), samplers.dist(9)],
+        lambda x: 0.6 * softmax(x) + 0.4 * narrowed(x, np.argsort(-x)[np.count_nonzero(softmax(x) >= 0.05) - 1 :], 1.0),
+    ),
+    "temp_ext": (
+        lambda: [samplers.temp_ext(1.0, 0.5), samplers.dist(10)],
+        lambda x: softmax(x / (0.5 + entropy(softmax(x)) / math.log(len(x)))),
     ),
 }
 
@@ -312,7 +340,9 @@ def test_draws_follow_the_distribution(name: str) -> None:
     assert_drawn(counts, reference(LOGITS))
 
 
-@pytest.mark.parametrize("name", CHAINS)
+@pytest.mark.parametrize(
+    "name", sorted(CHAINS.keys() - {"typical", "xtc", "temp_ext"})
+)  # which sort all of it each time
 def test_draws_from_a_real_model(name: str, real: og.Context) -> None:
     """The same on a real model's 49,152 logits, through sample()."""
     make, reference = CHAINS[name]
@@ -322,6 +352,71 @@ def test_draws_from_a_real_model(name: str, real: og.Context) -> None:
             token = chain.sample(real, -1)
             counts[token] = counts.get(token, 0) + 1
     assert_drawn(counts, reference(real.logits(-1).copy()))
+
+
+def counted(steps: int, chain: og.SamplerChain, follow: Callable[[int], Array]) -> tuple[dict[int, int], Array]:
+    """Draw ``steps`` tokens, and sum up the distributions that ``follow(token before)`` expects."""
+    counts: dict[int, int] = {}
+    expected, token = np.zeros(N_VOCAB), -1
+    for _ in range(steps):
+        expected += follow(token)
+        token = draw(chain, LOGITS)
+        counts[token] = counts.get(token, 0) + 1
+    return counts, expected
+
+
+@pytest.mark.parametrize(("tau", "eta"), [(3.0, 0.0), (2.0, 0.1), (4.0, 0.5)])
+def test_mirostat_v2(tau: float, eta: float) -> None:
+    """Mirostat 2.0 drops what surprises by more than mu, and moves mu by eta times what the surprise is over tau."""
+    mu, probability = 2 * tau, np.zeros(0)
+
+    def follow(token: int) -> Array:
+        nonlocal mu, probability
+        if token >= 0:
+            mu -= eta * (-math.log2(probability[token]) - tau)
+        keep = np.flatnonzero(-np.log2(PROBABILITY) <= mu)
+        probability = narrowed(LOGITS, keep if len(keep) else ORDER[:1], 1.0)
+        return probability
+
+    with og.SamplerChain([samplers.mirostat_v2(3, tau, eta)]) as chain:
+        assert_counted(*counted(4000, chain, follow))
+
+
+@pytest.mark.parametrize(("tau", "eta", "m"), [(2.0, 0.0, 30), (1.5, 0.1, 61), (3.0, 0.2, 10)])
+def test_mirostat(tau: float, eta: float, m: int, tiny: og.Model) -> None:
+    """Mirostat 1.0 estimates Zipf's exponent from the m most probable, and keeps as many tokens as give a surprise of mu."""
+    mu, probability = 2 * tau, np.zeros(0)
+    best = PROBABILITY[ORDER[:m]]
+    t, b = np.log(np.arange(2, m + 1) / np.arange(1, m)), np.log(best[:-1] / best[1:])
+    s = (t * b).sum() / (t * t).sum()
+
+    def follow(token: int) -> Array:
+        nonlocal mu, probability
+        if token >= 0:
+            mu -= eta * (-math.log2(probability[token]) - tau)
+        k = ((s - 1) * 2**mu / (1 - N_VOCAB ** -(s - 1))) ** (1 / s)
+        probability = narrowed(LOGITS, ORDER[: max(int(k), 1)], 1.0)
+        return probability
+
+    with og.SamplerChain([samplers.mirostat(tiny.vocab, 3, tau, eta, m)]) as chain:
+        assert_counted(*counted(4000, chain, follow))
+
+
+@pytest.mark.parametrize(("target", "decay"), [(0.3, 0.0), (0.1, 0.5), (0.05, 0.9)])
+def test_adaptive_p(target: float, decay: float) -> None:
+    """adaptive-p prefers tokens whose probability is near a target, which makes up for those that were chosen."""
+    weighted, weight = target / (1 - decay), 1 / (1 - decay)
+
+    def follow(token: int) -> Array:
+        nonlocal weighted, weight
+        if token >= 0:
+            weighted, weight = PROBABILITY[token] + decay * weighted, 1 + decay * weight
+        adapted = min(max(2 * target - weighted / weight, 0), 1)
+        distance = np.abs(PROBABILITY - adapted) / 0.3
+        return softmax(5 - 10 * distance**2 / (1 + distance))
+
+    with og.SamplerChain([samplers.adaptive_p(target, decay, 3)]) as chain:
+        assert_counted(*counted(4000, chain, follow))
 
 
 def test_a_wrong_distribution_is_seen() -> None:
@@ -399,101 +494,48 @@ def test_infill_needs_few_candidates(smollm2: og.Model) -> None:
             og.SamplerChain([*before(), samplers.infill(smollm2.vocab)])
 
 
-# Seeds, clones, resets ------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("values", [[math.nan] * 5, [-INF] * 5, []])
+def test_logits_without_a_number(values: list[float]) -> None:
+    """Where no logit is a number, no token is selected."""
+    assert argmax(np.array(values)) == -1
+    for last in (samplers.greedy, lambda: samplers.dist(1)):
+        with og.SamplerChain([samplers.temp(1.0), last()]) as chain:
+            assert draw(chain, np.array(values)) in (lib.OG_NOTHING_SELECTED, lib.OG_REFUSED)
 
 
-def test_seeds(context: og.Context) -> None:
-    """The same seed draws the same tokens, another one others; a chain tells its seed."""
+@pytest.mark.parametrize("name", ["dist", "top_k", "top_p", "mirostat_v2", "adaptive_p", "greedy"])
+def test_single_logits_that_are_no_numbers(name: str) -> None:
+    """A token whose logit is NaN is never drawn, and changes nothing for the others; one of +inf always is."""
+    before: dict[str, Callable[[], og.Sampler]] = {"top_k": samplers.top_k, "top_p": samplers.top_p}
+    last: dict[str, Callable[[], og.Sampler]] = {
+        "mirostat_v2": lambda: samplers.mirostat_v2(3),
+        "adaptive_p": lambda: samplers.adaptive_p(seed=3),
+        "greedy": samplers.greedy,
+    }
 
-    def draws(seed: int | None) -> list[int]:
-        with og.SamplerChain([samplers.temp(3.0), samplers.dist(seed)]) as chain:
-            assert seed is None or chain.seed == seed
-            return [chain.sample(context, 3) for _ in range(40)]
+    def chain() -> og.SamplerChain:
+        first = before.get(name, lambda: samplers.temp(0.5))
+        return og.SamplerChain([first(), last.get(name, lambda: samplers.dist(3))()])
 
-    assert draws(7) == draws(7)
-    assert draws(7) != draws(8)
-    assert draws(0) == draws(0)
-    assert draws(2**32 - 2) == draws(2**32 - 2)
-    assert draws(None) != draws(None)
-
-
-def test_the_seed_of_a_chain(tiny: og.Model) -> None:
-    """A chain without a random sampler at its end has no seed."""
-    for chain, seed in [
-        (og.SamplerChain(), None),
-        (og.SamplerChain([samplers.greedy()]), None),
-        (og.SamplerChain([samplers.dist(11)]), 11),
-        (og.SamplerChain([samplers.mirostat(tiny.vocab, 12, m=50)]), 12),
-        (og.SamplerChain([samplers.mirostat_v2(13)]), 13),
-    ]:
-        with chain:
-            assert chain.seed == seed
+    for value, other in ((math.nan, -INF), (INF, 1e30)):
+        bad, good = LOGITS.copy(), LOGITS.copy()
+        places = ORDER[[0, 5, 60]] if other < 0 else ORDER[[7]]
+        bad[places], good[places] = value, other
+        with chain() as one, chain() as two:
+            draws = [draw(one, bad) for _ in range(300)]
+            assert draws == [draw(two, good) for _ in range(300)]
+        if name != "adaptive_p":  # which does not like what is too probable
+            assert set(draws) == set(places) if other > 0 else not set(draws) & set(places)
 
 
-@pytest.mark.parametrize("seed", [-1, 2**32 - 1, 2**32, 2**64])
-def test_seeds_out_of_range(seed: int) -> None:
-    """Seeds are 0 to 2**32 - 2: llama.h takes 2**32 - 1 for a random one, which only None stands for."""
-    for make in (samplers.dist, samplers.mirostat_v2, lambda seed: samplers.xtc(seed=seed)):
-        with pytest.raises(ValueError, match="seed"):
-            make(seed)
+def test_a_temperature_that_overflows() -> None:
+    """Where a temperature next to 0 makes logits infinite, no token is selected rather than a wrong one."""
+    for last in (samplers.greedy, lambda: samplers.dist(1)):
+        with og.SamplerChain([samplers.temp(1e-45), last()]) as chain:
+            assert draw(chain, LOGITS) == lib.OG_REFUSED
 
 
-def test_reset_begins_anew(context: og.Context, tiny: og.Model) -> None:
-    """After reset() a chain draws what it drew first, and knows nothing of the tokens accepted."""
-    with og.SamplerChain([samplers.penalties(tiny.vocab, repeat=1.3), samplers.temp(2.0), samplers.dist(5)]) as chain:
-        first = [chain.sample(context, 3) for _ in range(30)]
-        assert [chain.sample(context, 3) for _ in range(30)] != first
-        chain.reset()
-        assert [chain.sample(context, 3) for _ in range(30)] == first
-
-
-def test_clone_goes_on_alike(context: og.Context, tiny: og.Model) -> None:
-    """A clone has the state of its chain, random numbers and accepted tokens, and from then on a life of its own."""
-    chain = og.SamplerChain([samplers.penalties(tiny.vocab, repeat=1.3), samplers.temp(2.0), samplers.dist(5)])
-    for _ in range(10):
-        chain.sample(context, 3)
-    with chain.clone() as clone:
-        assert clone.names == chain.names
-        future = [chain.sample(context, 3) for _ in range(30)]
-        chain.close()
-        assert [clone.sample(context, 3) for _ in range(30)] == future
-
-
-def test_sample_accepts(tiny: og.Model, context: og.Context) -> None:
-    """sample() tells the samplers what it chose: a strong penalty never lets a token come twice."""
-    with og.SamplerChain([samplers.penalties(tiny.vocab, last_n=100, present=1e6), samplers.greedy()]) as chain:
-        assert sorted(chain.sample(context, 3) for _ in range(N_VOCAB)) == list(range(N_VOCAB))
-
-
-def test_threads_share_a_chain(context: og.Context, tiny: og.Model) -> None:
-    """Threads take turns in one chain: together they draw what one would."""
-    with og.SamplerChain([samplers.penalties(tiny.vocab, last_n=300, freq=0.01), samplers.dist(3)]) as chain:
-        expected = sorted(chain.sample(context, 3) for _ in range(200))
-        chain.reset()
-        barrier = threading.Barrier(4)
-
-        def work(_: int) -> list[int]:
-            barrier.wait()
-            return [chain.sample(context, 3) for _ in range(50)]
-
-        with ThreadPoolExecutor(4) as pool:
-            assert sorted(token for tokens in pool.map(work, range(4)) for token in tokens) == expected
-
-
-# Chains ---------------------------------------------------------------------------------------------------------------
-
-
-def test_a_chain_names_its_samplers(tiny: og.Model) -> None:
-    """names, len() and repr() tell the samplers in their order."""
-    with og.SamplerChain([samplers.top_k(4)]) as chain:
-        chain.add(samplers.logit_bias(tiny.vocab, {1: 1.0}))
-        chain.add(samplers.greedy())
-        assert chain.names == ("top-k", "logit-bias", "greedy")
-        assert len(chain) == 3
-        assert repr(chain) == "<SamplerChain top-k > logit-bias > greedy>"
-    assert repr(chain) == "<SamplerChain top-k > logit-bias > greedy (closed)>"
-    with og.SamplerChain() as empty:
-        assert repr(empty) == "<SamplerChain (empty)>"
+# The table ---------------------------------------------------------------------------------------------------------
 
 
 def all_samplers(vocab: og.Vocab) -> list[og.Sampler]:
@@ -508,7 +550,7 @@ def all_samplers(vocab: og.Vocab) -> list[og.Sampler]:
 def test_every_sampler_has_llama_cpps_name(smollm2: og.Model) -> None:
     """A sampler's name is the one that llama.cpp gives it."""
     made = all_samplers(smollm2.vocab)
-    makers = set(samplers.__all__) - {"Sampler", "SamplerChain"}
+    makers = {name.replace("-", "_") for name in samplers.TABLE} - {"custom", "grammar"}
     assert {sampler.name.replace("-", "_") for sampler in made} == makers
     for sampler in made:
         with sampler, sampler._handle as ptr:
@@ -516,117 +558,80 @@ def test_every_sampler_has_llama_cpps_name(smollm2: og.Model) -> None:
             assert name.lstrip("+?") in (sampler.name, sampler.name.replace("-", "_"))
 
 
-def test_a_sampler_belongs_to_one_chain() -> None:
-    """A sampler that was given to a chain is closed for everybody else, where llama.h would free it twice."""
-    sampler = samplers.top_k(5)
-    with og.SamplerChain([sampler]) as chain:
-        assert sampler.closed
-        with og.SamplerChain() as other, pytest.raises(og.ClosedError, match="given to a SamplerChain"):
-            other.add(sampler)
-        with pytest.raises(og.ClosedError):
-            chain.add(sampler)
-        assert len(chain) == 1
-    sampler.close()
+def declared_in_llama_h(header: str) -> dict[str, list[str]]:
+    """Return the sampler constructors of llama.h that are not deprecated, with the types of their arguments."""
+    text = re.sub(r"//[^\n]*", "", header)
+    text = re.sub(r"DEPRECATED\(.*?\);", "", text, flags=re.DOTALL)
+    found = re.findall(r"llama_sampler_init_(\w+)\s*\(([^;]*)\);", text)
+    return {
+        name: [re.sub(r"\s*\w+$", "", part.strip()) for part in arguments.split(",") if part.strip() != "void"]
+        for name, arguments in found
+    }
 
 
-@pytest.mark.parametrize("make", [samplers.greedy, samplers.dist, samplers.mirostat_v2, samplers.adaptive_p])
-def test_a_sampler_that_selects_stays_last(make: Callable[[], og.Sampler], context: og.Context) -> None:
-    """Nothing can follow a sampler that selects; the chain is as it was, and the refused sampler still its owner's."""
-    with og.SamplerChain([make()]) as chain, samplers.top_k(3) as late:
-        with pytest.raises(ValueError, match="must stay last"):
-            chain.add(late)
-        assert not late.closed
-        assert len(chain) == 1
-        chain.sample(context, 0)
+def test_the_table_has_every_sampler_of_llama_h(llama_cpp_dir: Path) -> None:
+    """Every constructor of llama.h is a row, with as many numbers of the same type in the same order; and no other is."""
+    declared = declared_in_llama_h((llama_cpp_dir / "include" / "llama.h").read_text(encoding="utf-8"))
+    # It runs a regular expression over all text so far for each token; triggers are for the caller to match.
+    del declared["grammar_lazy_patterns"]
+    assert len(declared) > 15
+    assert {name.replace("-", "_") for name in samplers.TABLE} == {*declared, "custom"}
+    for name, types in declared.items():
+        kind = samplers.TABLE[name.replace("_", "-")]
+        assert kind.needs_vocab == bool({"const struct llama_vocab *", "int32_t"} & set(types[:1]) and name != "top_k")
+        numbers = [c_type for c_type in types[kind.needs_vocab :] if "*" not in c_type]
+        numbers = numbers[: len(kind.arguments)]  # lengths of arrays follow
+        whole = {"float": float, "int32_t": int, "uint32_t": int, "size_t": int}
+        assert [argument.type for argument in kind.arguments.values()] == [whole[c_type] for c_type in numbers]
 
 
-def test_a_chain_must_select(context: og.Context) -> None:
-    """A chain without a sampler that selects is refused, where llama.h aborts."""
-    for chain in (og.SamplerChain(), og.SamplerChain([samplers.top_k(3), samplers.temp(0.5)])):
-        with chain, pytest.raises(ValueError, match="must end with"):
-            chain.sample(context, 0)
+def test_what_selects_and_what_truncates() -> None:
+    """The rows say which samplers choose the token, and which throw tokens away."""
+    rows = samplers.TABLE.values()
+    assert {kind.name for kind in rows if kind.selects} == {"greedy", "dist", "mirostat", "mirostat-v2", "adaptive-p"}
+    truncating = {"top-k", "top-p", "min-p", "typical", "xtc", "top-n-sigma", "infill"}
+    assert {kind.name for kind in rows if kind.truncates} == truncating
 
 
-def test_a_chain_that_cannot_be_made_leaves_nothing_open() -> None:
-    """Samplers of a chain that is refused are closed with it, as nobody else may know them."""
-    refused = [samplers.greedy(), samplers.top_k(3), samplers.temp(1.0)]
-    with pytest.raises(ValueError, match="must stay last"):
-        og.SamplerChain(refused)
-    assert all(sampler.closed for sampler in refused)
+def test_the_table_is_the_signatures() -> None:
+    """A row has the defaults of its function, every number among its arguments, and a seed that may be None."""
+    for name, kind in samplers.TABLE.items():
+        if name == "grammar":
+            continue
+        signature = inspect.signature(getattr(samplers, name.replace("-", "_")))
+        numbers = {key: p.default for key, p in signature.parameters.items() if type(p.default) in (int, float)}
+        assert {key: a.default for key, a in kind.arguments.items() if key != "seed"} == numbers
+        assert ("seed" in kind.arguments) == ("seed" in signature.parameters)
+        for key, argument in kind.arguments.items():
+            assert (
+                argument.default is None if key == "seed" else argument.low <= (argument.default or 0) <= argument.high
+            )
 
 
-@pytest.mark.parametrize("thing", [None, "greedy", 5, og.SamplerChain])
-def test_only_samplers_make_a_chain(thing: Any) -> None:
-    """Other things are refused by their type."""
-    with og.SamplerChain() as chain, pytest.raises(TypeError, match="must be a Sampler"):
-        chain.add(thing)
+ARGUMENTS = [(name, key) for name, kind in samplers.TABLE.items() for key in kind.arguments]
 
 
-def test_samplers_of_two_vocabularies(tiny: og.Model, smollm2: og.Model, real: og.Context) -> None:
-    """A chain is for one model: samplers of another, and contexts of another, are refused."""
-    with og.SamplerChain([samplers.logit_bias(tiny.vocab, {1: 1.0})]) as chain:
-        with samplers.penalties(smollm2.vocab) as other, pytest.raises(ValueError, match="chain for"):
-            chain.add(other)
-        chain.add(samplers.greedy())
-        with pytest.raises(ValueError, match="chain is for"):
-            chain.sample(real, -1)
+@pytest.mark.parametrize(("name", "key"), ARGUMENTS)
+def test_ranges_are_kept(name: str, key: str, smollm2: og.Model) -> None:
+    """The ends of a range are taken and what lies beyond is refused, with the argument's name; so is another type."""
+    kind = samplers.TABLE[name]
+    argument = kind.arguments[key]
+    vocab = [smollm2.vocab] if kind.needs_vocab else []
 
+    def make(value: object) -> None:
+        getattr(samplers, name.replace("-", "_"))(*vocab, **{key: value}).close()
 
-def test_a_chain_without_a_vocabulary_serves_all_models(context: og.Context, real: og.Context) -> None:
-    """Samplers that know no vocabulary go with every model."""
-    with og.SamplerChain([samplers.top_k(3), samplers.dist(1)]) as chain:
-        assert 0 <= chain.sample(context, 0) < N_VOCAB
-        assert 0 <= chain.sample(real, -1) < len(real.model.vocab)
-
-
-def test_nothing_left_to_choose(tiny: og.Model, context: og.Context) -> None:
-    """A chain whose samplers forbid every token raises SamplerError, and goes on with the next step."""
-    for last in (samplers.greedy, lambda: samplers.dist(1)):
-        bias = dict.fromkeys(range(N_VOCAB), -INF)
-        with og.SamplerChain([samplers.logit_bias(tiny.vocab, bias), last()]) as chain:
-            for _ in range(2):
-                with pytest.raises(og.SamplerError, match="no token"):
-                    chain.sample(context, 0)
-
-
-@pytest.mark.parametrize("values", [[math.nan] * 5, [-INF] * 5, []])
-def test_logits_without_a_number(values: list[float]) -> None:
-    """Where no logit is a number, no token is selected."""
-    assert argmax(np.array(values)) == -1
-    for last in (samplers.greedy, lambda: samplers.dist(1)):
-        with og.SamplerChain([samplers.temp(1.0), last()]) as chain:
-            assert draw(chain, np.array(values)) in (lib.OG_NOTHING_SELECTED, lib.OG_REFUSED)
-
-
-def test_accept_checks_the_token(tiny: og.Model) -> None:
-    """A token that the chain's vocabulary does not have is refused."""
-    with og.SamplerChain([samplers.penalties(tiny.vocab)]) as chain:
-        for token in (-1, N_VOCAB, 2**31):
-            with pytest.raises(ValueError, match="token"):
-                chain.accept(token)
-        chain.accept(N_VOCAB - 1)
-        with pytest.raises(TypeError):
-            chain.accept("a")  # type: ignore[arg-type]
-
-
-def test_after_close(context: og.Context) -> None:
-    """A closed chain raises ClosedError in every method; closing twice is no harm."""
-    chain = og.SamplerChain([samplers.greedy()])
-    chain.close()
-    chain.close()
-    for call in (
-        lambda: chain.sample(context, 0),
-        lambda: chain.accept(0),
-        chain.reset,
-        chain.clone,
-        lambda: chain.seed,
-    ):
-        with pytest.raises(og.ClosedError, match="SamplerChain"):
-            call()
-    other = og.SamplerChain([samplers.top_k(3)])
-    other.close()
-    with samplers.greedy() as sampler, pytest.raises(og.ClosedError, match="SamplerChain"):
-        other.add(sampler)
+    step: float = 1 if argument.type is int else max(abs(argument.low), abs(argument.high)) * 1e-6
+    high = min(argument.high, len(smollm2.vocab)) if key == "m" else argument.high
+    make(argument.low)
+    make(high)
+    for value in (argument.low - step, high + step, 10**400 if argument.type is int else 1e300, -1e300, "1", [1], 1j):
+        with pytest.raises((ValueError, TypeError), match=rf"^{key}\b"):
+            make(value)
+    if argument.type is float:
+        for value in (math.nan, INF, -INF, True):
+            with pytest.raises((ValueError, TypeError), match=rf"^{key}\b"):
+                make(value)
 
 
 # Arguments ------------------------------------------------------------------------------------------------------------
@@ -669,7 +674,18 @@ BAD_WITH_VOCAB: list[tuple[str, Callable[..., og.Sampler], dict[str, Any]]] = [
     ("bias", samplers.logit_bias, {"bias": {49152: 0.0}}),
     ("bias", samplers.logit_bias, {"bias": {1: math.nan}}),
     ("bias", samplers.logit_bias, {"bias": {1: math.inf}}),
+    ("bias", samplers.logit_bias, {"bias": {1: 1e300}}),
+    ("bias", samplers.logit_bias, {"bias": {1: "much"}}),
+    ("bias", samplers.logit_bias, {"bias": {"a": 1.0}}),
 ]
+
+
+@pytest.mark.parametrize("seed", [-1, 2**32 - 1, 2**32, 2**64])
+def test_seeds_out_of_range(seed: int) -> None:
+    """Seeds are 0 to 2**32 - 2: llama.h takes 2**32 - 1 for a random one, which only None stands for."""
+    for make in (samplers.dist, samplers.mirostat_v2, lambda seed: samplers.xtc(seed=seed)):
+        with pytest.raises(ValueError, match="seed"):
+            make(seed)
 
 
 @pytest.mark.parametrize(("name", "make", "arguments"), BAD)
@@ -703,24 +719,24 @@ def test_extreme_arguments_do_no_harm(context: og.Context, tiny: og.Model) -> No
     tiny_vocab = tiny.vocab
     extremes: list[Callable[[], og.Sampler]] = [
         lambda: samplers.temp(1e-45),
-        lambda: samplers.temp(1e300),
-        lambda: samplers.temp_ext(0, 1e300, 1e300),
+        lambda: samplers.temp(samplers.MAX_FLOAT),
+        lambda: samplers.temp_ext(0, samplers.MAX_FLOAT, samplers.MAX_FLOAT),
         lambda: samplers.top_k(2**31 - 1),
         lambda: samplers.top_p(0.0, 2**31 - 1),
         lambda: samplers.min_p(1.0, 2**31 - 1),
         lambda: samplers.typical(0.0, 2**31 - 1),
         lambda: samplers.xtc(1.0, 0.0, 0, 1),
         lambda: samplers.top_n_sigma(0.0),
-        lambda: samplers.top_n_sigma(1e300),
+        lambda: samplers.top_n_sigma(samplers.MAX_FLOAT),
         lambda: samplers.penalties(tiny_vocab, 2**20, 1e-6, 1e38, -1e38),
-        lambda: samplers.logit_bias(tiny_vocab, {0: 1e300, 1: -1e300}),
+        lambda: samplers.logit_bias(tiny_vocab, {0: samplers.MAX_FLOAT, 1: -samplers.MAX_FLOAT}),
     ]
     lasts: list[Callable[[], og.Sampler]] = [
         samplers.greedy,
         lambda: samplers.dist(1),
-        lambda: samplers.mirostat(tiny_vocab, 1, 1e300, 1e300, N_VOCAB),
+        lambda: samplers.mirostat(tiny_vocab, 1, samplers.MAX_FLOAT, samplers.MAX_FLOAT, N_VOCAB),
         lambda: samplers.mirostat(tiny_vocab, 1, 0, 0, 2),
-        lambda: samplers.mirostat_v2(1, 0.0, 1e300),
+        lambda: samplers.mirostat_v2(1, 0.0, samplers.MAX_FLOAT),
         lambda: samplers.adaptive_p(0.0, 0.99, 1),
         lambda: samplers.adaptive_p(1.0, 0.0, 1),
     ]

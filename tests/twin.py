@@ -6,8 +6,9 @@ by whole units between two kernels. The fixtures ``tiny`` and ``weights`` of con
 
 from __future__ import annotations
 
+import string
 import struct
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,26 +29,33 @@ CLOSE = 1e-3
 TOKENS = [3, 1, 4, 1, 5, 9, 2, 6, 53, 58, 9, 7, 32, 38, 46, 26]
 
 
-Value = str | bool | int | float | list[str] | list[int]
+Value = str | bool | int | float | list[str] | list[int] | list[float]
+
+
+def _text(value: str) -> bytes:
+    data = value.encode()
+    return struct.pack("<Q", len(data)) + data
+
+
+_LISTS: dict[type, tuple[int, Callable[[Any], bytes]]] = {
+    str: (8, _text),
+    int: (5, struct.Struct("<i").pack),
+    float: (6, struct.Struct("<f").pack),
+}
 
 
 def write_gguf(path: Path, keys: Mapping[str, Value], tensors: Weights) -> None:
-    """Write a GGUF file: strings, bools, uint32, float32, lists of str and int32; tensors of float32 and float16."""
-
-    def string(text: str) -> bytes:
-        data = text.encode()
-        return struct.pack("<Q", len(data)) + data
-
+    """Write a GGUF file: strings, bools, uint32, float32, lists of str, int32, float32; tensors of float32 and float16."""
     header = b"GGUF" + struct.pack("<IQQ", 3, len(tensors), len(keys))
     for key, value in keys.items():
-        header += string(key)
+        header += _text(key)
         if isinstance(value, str):
-            header += struct.pack("<I", 8) + string(value)
+            header += struct.pack("<I", 8) + _text(value)
         elif isinstance(value, bool):
             header += struct.pack("<IB", 7, value)
         elif isinstance(value, list):
-            items = [string(item) if isinstance(item, str) else struct.pack("<i", item) for item in value]
-            header += struct.pack("<IIQ", 9, 8 if isinstance(value[0], str) else 5, len(value)) + b"".join(items)
+            kind, packed = _LISTS[type(value[0])]
+            header += struct.pack("<IIQ", 9, kind, len(value)) + b"".join(map(packed, value))
         elif isinstance(value, float):
             header += struct.pack("<If", 6, value)
         else:
@@ -55,13 +63,23 @@ def write_gguf(path: Path, keys: Mapping[str, Value], tensors: Weights) -> None:
     data = b""
     for name, array in tensors.items():
         kind = {"float32": 0, "float16": 1}[array.dtype.name]
-        header += string(name) + struct.pack(f"<I{array.ndim}QIQ", array.ndim, *array.shape[::-1], kind, len(data))
+        header += _text(name) + struct.pack(f"<I{array.ndim}QIQ", array.ndim, *array.shape[::-1], kind, len(data))
         data += array.tobytes() + bytes(-array.nbytes % 32)
     path.write_bytes(header + bytes(-len(header) % 32) + data)
 
 
-def write_tiny_llama(path: Path, n_head: int = N_HEAD) -> Weights:
-    """Write a GGUF file of a llama with random weights and no tokenizer; return the weights."""
+LETTERS: dict[str, Value] = {
+    "tokenizer.ggml.model": "llama",
+    "tokenizer.ggml.tokens": ["<unk>", "<s>", "</s>", "<A>", "<B>", "<C>", "▁", *string.ascii_letters, "<", ">"],
+    "tokenizer.ggml.token_type": [2, 3, 3, 3, 3, 3, *[1] * 55],
+    "tokenizer.ggml.scores": [0.0] * N_VOCAB,
+    "tokenizer.ggml.add_space_prefix": False,
+}
+"""A vocabulary for the tiny llama: a token for each letter."""
+
+
+def write_tiny_llama(path: Path, n_head: int = N_HEAD, more: Mapping[str, Value] | None = None) -> Weights:
+    """Write a GGUF file of a llama with random weights and no tokenizer, or with ``more`` keys; return the weights."""
     rng = np.random.default_rng(7)
     head = N_EMBD // n_head
 
@@ -87,7 +105,7 @@ def write_tiny_llama(path: Path, n_head: int = N_HEAD) -> Weights:
         for name in ("attn_norm", "ffn_norm"):
             weights[f"blk.{layer}.{name}.weight"] = 1 + 0.1 * rng.standard_normal(N_EMBD).astype(np.float32)
 
-    keys: dict[str, str | int | float] = {
+    keys: dict[str, Value] = {
         "general.architecture": "llama",
         "llama.context_length": 4096,
         "llama.embedding_length": N_EMBD,
@@ -99,6 +117,7 @@ def write_tiny_llama(path: Path, n_head: int = N_HEAD) -> Weights:
         "llama.attention.layer_norm_rms_epsilon": EPSILON,
         "llama.vocab_size": N_VOCAB,
         "tokenizer.ggml.model": "none",
+        **(more or {}),
     }
 
     write_gguf(path, keys, weights)

@@ -13,6 +13,7 @@ from . import rpc
 from . import sampling as samplers
 from .backend import Device, build_info, devices, numa_init
 from .batch import Batch
+from .chain import SamplerChain
 from .context import Context
 from .embedding import Embedder
 from .errors import *  # noqa: F403 - errors.__all__ is the list
@@ -20,6 +21,7 @@ from .errors import __all__ as _errors
 from .generate import Generation, generate
 from .gguf import GGUF
 from .grammar import Grammar
+from .infill import infill
 from .memory import Memory
 from .memory_plan import MemoryPlan, memory_plan
 from .model import Model
@@ -35,9 +37,11 @@ from .params import (
     TokenAttr,
     VocabType,
 )
+from .perf import ContextPerf, SamplerPerf
 from .quantize import Quantized, load_imatrix, quantize
 from .reranking import Ranked, Reranker
-from .sampling import Sampler, SamplerChain
+from .sampling import Sampler
+from .sampling_params import SamplingParams
 from .text import TextStream
 from .threadpool import ThreadPool
 from .vocab import Vocab
@@ -51,11 +55,12 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
-    "GGUF", "AttentionType", "Batch", "Context", "ControlVector", "Device", "Embedder", "FlashAttention", "Generation",
-    "Grammar", "LazyMode", "LoRA", "LoadMode", "Logits", "Memory", "MemoryPlan", "Model", "PoolingType", "Quantized",
-    "Ranked", "Reranker", "RopeScaling", "RopeType", "Sampler", "SamplerChain", "Snapshot", "SplitMode", "State",
-    "TextStream", "ThreadPool", "TokenAttr", "Vocab", "VocabType", "build_info", "devices", "generate", "load_imatrix",
-    "memory_plan", "numa_init", "quantize", "rpc", "samplers", "store",
+    "GGUF", "AttentionType", "Batch", "Context", "ContextPerf", "ControlVector", "Device", "Embedder",
+    "FlashAttention", "Generation", "Grammar", "LazyMode", "LoRA", "LoadMode", "Logits", "Memory", "MemoryPlan",
+    "Model", "PoolingType", "Quantized", "Ranked", "Reranker", "RopeScaling", "RopeType", "Sampler", "SamplerChain",
+    "SamplerPerf", "SamplingParams", "Snapshot", "SplitMode", "State", "TextStream", "ThreadPool", "TokenAttr",
+    "Vocab", "VocabType", "build_info", "devices", "generate", "infill", "load_imatrix", "memory_plan", "numa_init",
+    "quantize", "rpc", "samplers", "store",
 ]  # fmt: skip
 __all__ += _errors  # noqa: PLE0605
 

@@ -1,10 +1,10 @@
 """Where C calls Python: the log, the progress of a load, and the look for signals in the middle of a decode.
 
-The protocol, the same for all three:
+The protocol, the same for all three, and for the custom samplers of ``custom.py``:
 
 1. The C side gets a function that cffi made from ``extern "Python"`` in shim.cdef.h. It takes the GIL by itself.
 2. Nothing is raised through C. An exception is kept for its thread, and the callback returns the value that makes C
-   stop soon: progress False, poll True.
+   stop soon: progress False, poll True, a sampler OG_RAISED.
 3. The noun file that made the call calls ``raise_pending()`` when C has returned, and there the exception goes on.
 4. ``user_data`` is NULL or a ``ffi.new_handle`` that the caller keeps until C has returned.
 
@@ -24,7 +24,9 @@ from typing import Any
 
 from ._capi import ffi, lib
 
-__all__ = ["Progress", "forget_log", "install", "listening", "pending", "raise_pending", "recent_log", "whole_log"]
+__all__ = [
+    "Progress", "forget_log", "install", "keep", "listening", "pending", "raise_pending", "recent_log", "whole_log",
+]  # fmt: skip
 
 logging.getLogger("offgrid_llama").addHandler(logging.NullHandler())
 _logger = logging.getLogger("offgrid_llama.llama_cpp")
@@ -61,12 +63,13 @@ pending: dict[int, BaseException] = {}
 """What callbacks have raised, by thread id. No attribute of ``_thread``: every step asks whether there is anything."""
 
 
-def _keep(_kind: object, error: BaseException, _trace: object) -> None:
+def keep(_kind: object, error: BaseException, _trace: object) -> None:
+    """Keep what a callback raises for ``raise_pending``: the ``onerror`` of every callback."""
     pending.setdefault(threading.get_ident(), error)
 
 
 def _keep_and_abort(_kind: object, error: BaseException, _trace: object) -> bool:
-    _keep(_kind, error, _trace)
+    keep(_kind, error, _trace)
     return True
 
 
@@ -78,7 +81,7 @@ def raise_pending() -> None:
             raise error
 
 
-@ffi.def_extern(onerror=_keep)  # type: ignore[untyped-decorator]
+@ffi.def_extern(onerror=keep)  # type: ignore[untyped-decorator]
 def og_on_log(level: int, text: Any, _user_data: Any) -> None:
     """Take a piece of llama.cpp's log; lines may come in pieces, marked CONT."""
     if level in _LEVELS:
@@ -95,7 +98,7 @@ def og_on_log(level: int, text: Any, _user_data: Any) -> None:
                     _thread.listener(line)
 
 
-@ffi.def_extern(onerror=_keep)  # type: ignore[untyped-decorator]
+@ffi.def_extern(onerror=keep)  # type: ignore[untyped-decorator]
 def og_on_progress(progress: float, user_data: Any) -> bool:
     """Pass on how much of a model is loaded, 0 to 1; False ends the load."""
     load: Progress = ffi.from_handle(user_data)

@@ -24,6 +24,7 @@ from .params import (
     RopeScaling,
     member,
 )
+from .perf import ContextPerf
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -68,6 +69,7 @@ class Context(Owner):
         pooling_type, attention_type: for embedding models.
         rope_scaling_type, rope_freq_base, rope_freq_scale: RoPE; 0 and "unspecified" are the model's own.
         offload_kqv, op_offload: keep the KV cache, and run large operations, on the GPU where there is one.
+        no_perf: False measures time for ``perf()``.
 
     Raises:
         ContextError: llama.cpp refused, or the KV cache is larger than this machine's memory.
@@ -106,6 +108,7 @@ class Context(Owner):
         rope_freq_scale: float = 0.0,
         offload_kqv: bool = True,
         op_offload: bool = True,
+        no_perf: bool = True,
     ) -> None:
         model._handle.check_open()
         if model.params.vocab_only:
@@ -124,7 +127,7 @@ class Context(Owner):
             attention_type=member("attention_type", attention_type, AttentionType),
             rope_scaling_type=member("rope_scaling_type", rope_scaling_type, RopeScaling),
             rope_freq_base=rope_freq_base, rope_freq_scale=rope_freq_scale,
-            offload_kqv=offload_kqv, op_offload=op_offload,
+            offload_kqv=offload_kqv, op_offload=op_offload, no_perf=no_perf,
         )  # fmt: skip
         _refuse_kv_cache(model, self.params)
         self._threadpool = threadpool
@@ -436,6 +439,24 @@ class Context(Owner):
         with self._handle as ptr:
             lib.llama_set_causal_attn(ptr, causal_attn)
             self._whole = self._pooled or not causal_attn
+
+    def perf(self) -> ContextPerf:
+        """Return what was computed and how long it took (``llama_perf_context``), after ``synchronize()``.
+
+        Raises ContextError unless the context was made with ``no_perf=False``.
+        """
+        with self._handle as ptr:
+            if self.params.no_perf:
+                raise ContextError("nothing was measured: make the context with no_perf=False")
+            lib.llama_synchronize(ptr)
+            data = lib.llama_perf_context(ptr)
+            return ContextPerf(**{key: getattr(data, key) for key in ContextPerf.__dataclass_fields__})
+
+    def perf_reset(self) -> None:
+        """Measure from now on (``llama_perf_context_reset``)."""
+        with self._handle as ptr:
+            lib.llama_synchronize(ptr)
+            lib.llama_perf_context_reset(ptr)
 
     def set_n_threads(self, n_threads: int, n_threads_batch: int | None = None) -> None:
         """Change the number of threads, for one token and for more than one (``llama_set_n_threads``)."""

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from time import perf_counter
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from . import sampling
-from ._check import number, real
+from ._check import number
 from .batch import Batch
+from .chain import SamplerChain
 from .context import Context
 from .errors import ContextLengthError
 from .grammar import Grammar
 from .model import Model
 from .params import ContextParams
-from .sampling import SamplerChain
+from .sampling_params import SamplingParams
 from .text import TextStream
 
 if TYPE_CHECKING:
@@ -82,10 +82,11 @@ def generate(
     prompt: str | bytes | Sequence[int],
     *,
     max_tokens: int = 256,
-    temperature: float = 0.8,
-    top_k: int = 40,
-    top_p: float = 0.95,
-    min_p: float = 0.05,
+    sampling: SamplingParams | None = None,
+    temperature: float | None = None,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    min_p: float | None = None,
     seed: int | None = None,
     stop: str | Iterable[str] = (),
     grammar: Grammar | None = None,
@@ -99,10 +100,10 @@ def generate(
         model: the Model.
         prompt: text (str, or bytes of UTF-8), or token ids as they are.
         max_tokens: most tokens to generate.
-        temperature: 0 is greedy.
-        top_k, top_p, min_p, seed: see ``offgrid_llama.samplers``.
+        sampling: how tokens are chosen; None is SamplingParams as it is.
+        temperature, top_k, top_p, min_p, seed, grammar: stand in place of those of ``sampling``. A temperature of 0 is
+            greedy; a grammar is what the text must be.
         stop: strings that end the text; they are not part of it.
-        grammar: what the text must be.
         n_ctx: positions; None is the prompt and ``max_tokens``, and at most what the model was trained for.
         n_threads: see Context.
         parse_special: read ``<|im_start|>`` and the like in a prompt of text as control tokens, as a rendered chat
@@ -129,21 +130,18 @@ def generate(
             n_tokens=len(tokens), n_ctx=n_ctx,
         )  # fmt: skip
     ContextParams(n_ctx=n_ctx, n_threads=n_threads)
-    if grammar is not None and not isinstance(grammar, Grammar):
-        raise TypeError(f"grammar must be a Grammar, such as Grammar.gbnf(text), not {type(grammar).__name__}")
-    temperature = real("temperature", temperature, 0)
-    top_k, top_p, min_p = number("top_k", top_k, 0), real("top_p", top_p, 0, 1), real("min_p", min_p, 0, 1)
-    sampling._seed(seed)
-
-    def chain() -> SamplerChain:
-        first = [grammar.sampler(vocab)] if grammar else []
-        if temperature == 0:
-            return SamplerChain([*first, sampling.greedy()])
-        narrow = [sampling.top_k(top_k), sampling.top_p(top_p), sampling.min_p(min_p)]
-        return SamplerChain([*first, *narrow, sampling.temp(temperature), sampling.dist(seed)])
+    if sampling is not None and not isinstance(sampling, SamplingParams):
+        raise TypeError(f"sampling must be SamplingParams, not {type(sampling).__name__}")
+    given: dict[str, Any] = {
+        "temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p, "seed": seed, "grammar": grammar
+    }  # fmt: skip
+    params = replace(sampling or SamplingParams(), **{key: value for key, value in given.items() if value is not None})
+    for token in params.logit_bias:
+        vocab._id("logit_bias token", token)
 
     generation = Generation(n_prompt=len(tokens))
     context = lambda: Context(model, n_ctx=n_ctx, n_outputs_max=1, n_threads=n_threads)  # noqa: E731
+    chain = lambda: params.chain(vocab)  # noqa: E731
     generation._steps = _steps(generation, tokens, min(max_tokens, n_ctx - len(tokens)), context, chain, stream)
     return generation
 

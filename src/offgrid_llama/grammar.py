@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 from ._callbacks import forget_log
 from ._capi import lib
 from ._check import not_null
-from ._handle import Handle
 from .errors import GrammarError
 from .gbnf import read_gbnf
 from .sampling import Sampler
@@ -61,6 +60,4 @@ class Grammar:
                 lib.llama_sampler_init_grammar(vocab._ptr, self.text.encode("utf-8"), self.root.encode("utf-8")),
                 lambda log: GrammarError("llama.cpp cannot use the grammar", log=log),
             )
-            # The sampler reads the vocabulary until it is freed.
-            handle = Handle("sampler grammar", ptr, lib.llama_sampler_free, vocab._handle, exclusive=True)
-        return Sampler(handle, "grammar", vocab=vocab)
+            return Sampler("grammar", ptr, vocab)  # which it reads until it is freed

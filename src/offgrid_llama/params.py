@@ -253,6 +253,7 @@ class ContextParams:
     op_offload: bool = True
     swa_full: bool = True
     kv_unified: bool = False
+    no_perf: bool = True
 
     def __post_init__(self) -> None:
         _switches(self)

@@ -1,150 +1,246 @@
 """Samplers: from logits to a token (``llama_sampler``). ``offgrid_llama.samplers`` is this module.
 
-A chain applies its samplers in order. Samplers that select (``greedy``, ``dist``, ``mirostat``, ``mirostat_v2``,
-``adaptive_p``) come last, and only one of them; ``grammar`` comes before samplers that throw tokens away.
+Each function makes one of llama.h's samplers, and its declaration is a row of ``TABLE``: the ranges stand in the decorator,
+types and defaults in the signature. A ``SamplerChain`` applies samplers in order; ``SamplingParams`` has the usual one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+import inspect
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from functools import wraps
+from typing import TYPE_CHECKING, Any, ParamSpec
 
-from ._callbacks import forget_log, recent_log
 from ._capi import ffi, lib
-from ._check import not_null, number, raise_caught, real, text_of
+from ._check import INT32_MAX, not_null, number, real
 from ._handle import Handle, Owner
-from .backend import start
-from .errors import GrammarError, NativeError, SamplerError
+from .custom import Custom
+from .errors import SamplerError
 
 if TYPE_CHECKING:
-    from .context import Context
+    from .custom import Apply
     from .vocab import Vocab
 
 __all__ = [
-    "Sampler", "SamplerChain", "adaptive_p", "dist", "dry", "greedy", "infill", "logit_bias", "min_p", "mirostat",
-    "mirostat_v2", "penalties", "temp", "temp_ext", "top_k", "top_n_sigma", "top_p", "typical", "xtc",
+    "TABLE", "Argument", "Kind", "Sampler", "adaptive_p", "custom", "dist", "dry", "greedy", "infill", "logit_bias",
+    "min_p", "mirostat", "mirostat_v2", "penalties", "temp", "temp_ext", "top_k", "top_n_sigma", "top_p", "typical", "xtc",
 ]  # fmt: skip
 
-SELECTING = frozenset({"greedy", "dist", "mirostat", "mirostat-v2", "adaptive-p"})
-TRUNCATING = frozenset({"top-k", "top-p", "min-p", "typical", "xtc", "top-n-sigma", "infill"})
-MAX_LAST_N = 2**20
-MAX_CANDIDATES = 2**31
-MAX_INFILL_CANDIDATES = 1000
 DEFAULT_SEED = 0xFFFFFFFF
 """llama.h's LLAMA_DEFAULT_SEED: a random one."""
+
+MAX_CANDIDATES = 2**31
+MAX_FLOAT = (2 - 2**-23) * 2.0**127  # llama.h takes float32
+
+_P = ParamSpec("_P")
+
+
+@dataclass(frozen=True)
+class Argument:
+    """What an argument of a sampler may be.
+
+    Attributes:
+        type: int or float.
+        low, high: the smallest and the largest value; floats are finite.
+        default: what it is when it is left out.
+        none: what llama.h is given for None, where that is allowed.
+    """
+
+    type: type[int] | type[float]
+    low: float
+    high: float
+    default: float | None = None
+    none: int | None = None
+
+    def check(self, name: str, value: Any) -> Any:
+        """Return ``value`` for llama.h, or raise TypeError or ValueError with ``name`` and the range."""
+        if value is None and self.none is not None:
+            return self.none
+        return (number if self.type is int else real)(name, value, self.low, self.high)  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A row of ``TABLE``: what is declared of a sampler.
+
+    Attributes:
+        name: llama.cpp's, for instance ``top-k``.
+        arguments: those that are numbers, by name.
+        selects: it chooses the token; in a chain it is the last, and the only one.
+        truncates: it throws tokens away; in a chain it comes after the grammar.
+        needs_vocab: it is made for the vocabulary of one model.
+    """
+
+    name: str
+    arguments: Mapping[str, Argument]
+    selects: bool = False
+    truncates: bool = False
+    needs_vocab: bool = False
+
+
+TABLE: dict[str, Kind] = {}
+"""Every sampler of llama.h by llama.cpp's name, and ``custom``."""
+
+COUNT = Argument(int, 0, INT32_MAX)
+SHARE = Argument(float, 0, 1)
+AMOUNT = Argument(float, 0, MAX_FLOAT)
+ANY = Argument(float, -MAX_FLOAT, MAX_FLOAT)
+LAST_N = Argument(int, 0, 2**20)
+SEED = Argument(int, 0, DEFAULT_SEED - 1, none=DEFAULT_SEED)
+
+
+def _declared(
+    *, selects: bool = False, truncates: bool = False, **ranges: Argument
+) -> Callable[[Callable[_P, Sampler]], Callable[_P, Sampler]]:
+    """Make a function's declaration a row of TABLE, and check its arguments against ``ranges`` before it runs."""
+
+    def declare(function: Callable[_P, Sampler]) -> Callable[_P, Sampler]:
+        signature = inspect.signature(function)
+        name = function.__name__.replace("_", "-")
+        arguments = {key: replace(value, default=signature.parameters[key].default) for key, value in ranges.items()}
+        TABLE[name] = Kind(name, arguments, selects, truncates, needs_vocab="vocab" in signature.parameters)
+
+        @wraps(function)
+        def checked(*args: _P.args, **kwargs: _P.kwargs) -> Sampler:
+            given = signature.bind(*args, **kwargs)
+            given.apply_defaults()
+            for key, argument in arguments.items():
+                given.arguments[key] = argument.check(key, given.arguments[key])
+            return function(*given.args, **given.kwargs)
+
+        return checked
+
+    return declare
 
 
 class Sampler(Owner):
     """One sampler, from a function of this module or from ``Grammar.sampler``. ``chain.add`` takes it for keeps.
 
     Attributes:
-        name: llama.cpp's name, for instance ``top-k``.
+        name: llama.cpp's name, for instance ``top-k``, or a custom sampler's own.
+        kind: its row of ``TABLE``.
+        selects: whether it chooses the token.
     """
 
-    def __init__(self, handle: Handle, name: str, vocab: Vocab | None = None) -> None:
-        self.name = name
+    def __init__(self, name: str, ptr: Any, vocab: Vocab | None = None, custom: Custom | None = None) -> None:
+        self.kind = TABLE[name]
+        self.name = custom.name if custom is not None else name
+        self.selects = custom.selects if custom is not None else self.kind.selects
         self._vocab = vocab
+        self._custom = custom  # which C calls
         self._at_most = MAX_CANDIDATES  # tokens that it leaves
-        self._own(handle)
+        failure = lambda log: SamplerError(f"the sampler {self.name} could not be made", log=log)  # noqa: E731
+        ptr = not_null(ptr, failure, lib.llama_sampler_free)
+        parents = (vocab._handle,) if vocab is not None else ()
+        self._own(Handle(f"sampler {self.name}", ptr, lib.llama_sampler_free, *parents, exclusive=True))
+
+    def _again(self, ptr: Any) -> Sampler:
+        """Return an owner for ``ptr``: this sampler, taken out of its chain, or a copy of it."""
+        sampler = Sampler(self.kind.name, ptr, self._vocab, self._custom)
+        sampler._at_most = self._at_most
+        return sampler
+
+    def _copy(self, ptr: Any) -> Sampler:
+        """Return a sampler in the same state; ``ptr`` is this one in its chain."""
+        if self._custom is None:
+            return self._again(lib.llama_sampler_clone(ptr))
+        if self._custom.clone is not None:
+            return self._custom.clone()
+        if self._custom.accept is not None or self._custom.reset is not None:
+            raise SamplerError(f"the sampler {self.name} has a state (accept or reset) and no clone=")
+        return self._again(self._custom.new())
 
 
-def _make(name: str, ptr: Any, vocab: Vocab | None = None) -> Sampler:
-    failure = lambda log: SamplerError(f"the sampler {name} could not be made", log=log)  # noqa: E731
-    ptr = not_null(ptr, failure, lib.llama_sampler_free)
-    parents = (vocab._handle,) if vocab is not None else ()
-    return Sampler(Handle(f"sampler {name}", ptr, lib.llama_sampler_free, *parents, exclusive=True), name, vocab)
-
-
-def _seed(seed: int | None) -> int:
-    return DEFAULT_SEED if seed is None else number("seed", seed, 0, DEFAULT_SEED - 1)
-
-
+@_declared(selects=True)
 def greedy() -> Sampler:
     """Select the token with the largest logit."""
-    return _make("greedy", lib.llama_sampler_init_greedy())
+    return Sampler("greedy", lib.llama_sampler_init_greedy())
 
 
+@_declared(selects=True, seed=SEED)
 def dist(seed: int | None = None) -> Sampler:
     """Select at random by probability. ``seed`` is 0 to 2**32 - 2; None is a random one."""
-    return _make("dist", lib.llama_sampler_init_dist(_seed(seed)))
+    return Sampler("dist", lib.llama_sampler_init_dist(seed))
 
 
+@_declared(truncates=True, k=COUNT)
 def top_k(k: int = 40) -> Sampler:
     """Keep the ``k`` most probable tokens; 0 keeps all."""
-    sampler = _make("top-k", lib.llama_sampler_init_top_k(number("k", k, 0)))
+    sampler = Sampler("top-k", lib.llama_sampler_init_top_k(k))
     sampler._at_most = k or MAX_CANDIDATES
     return sampler
 
 
+@_declared(truncates=True, p=SHARE, min_keep=COUNT)
 def top_p(p: float = 0.95, min_keep: int = 1) -> Sampler:
     """Keep the most probable tokens that sum up to ``p``, 0 to 1 (nucleus, arXiv:1904.09751), at least ``min_keep``."""
-    return _make("top-p", lib.llama_sampler_init_top_p(real("p", p, 0, 1), number("min_keep", min_keep, 0)))
+    return Sampler("top-p", lib.llama_sampler_init_top_p(p, min_keep))
 
 
+@_declared(truncates=True, p=SHARE, min_keep=COUNT)
 def min_p(p: float = 0.05, min_keep: int = 1) -> Sampler:
     """Keep tokens at least ``p`` times, 0 to 1, as probable as the most probable one (arXiv:2407.01082)."""
-    return _make("min-p", lib.llama_sampler_init_min_p(real("p", p, 0, 1), number("min_keep", min_keep, 0)))
+    return Sampler("min-p", lib.llama_sampler_init_min_p(p, min_keep))
 
 
+@_declared(truncates=True, p=SHARE, min_keep=COUNT)
 def typical(p: float = 0.95, min_keep: int = 1) -> Sampler:
     """Keep the locally typical tokens up to a mass of ``p``, 0 to 1 (arXiv:2202.00666)."""
-    return _make("typical", lib.llama_sampler_init_typical(real("p", p, 0, 1), number("min_keep", min_keep, 0)))
+    return Sampler("typical", lib.llama_sampler_init_typical(p, min_keep))
 
 
+@_declared(temperature=AMOUNT)
 def temp(temperature: float = 0.8) -> Sampler:
     """Divide the logits by ``temperature``; 0 leaves the largest only."""
-    return _make("temp", lib.llama_sampler_init_temp(real("temperature", temperature, 0)))
+    return Sampler("temp", lib.llama_sampler_init_temp(temperature))
 
 
+@_declared(temperature=AMOUNT, delta=AMOUNT, exponent=AMOUNT)
 def temp_ext(temperature: float = 0.8, delta: float = 0.0, exponent: float = 1.0) -> Sampler:
     """Choose the temperature within ``temperature`` +- ``delta`` by entropy (arXiv:2309.02772)."""
-    values = real("temperature", temperature, 0), real("delta", delta, 0), real("exponent", exponent, 0)
-    return _make("temp-ext", lib.llama_sampler_init_temp_ext(*values))
+    return Sampler("temp-ext", lib.llama_sampler_init_temp_ext(temperature, delta, exponent))
 
 
+@_declared(truncates=True, probability=SHARE, threshold=SHARE, min_keep=COUNT, seed=SEED)
 def xtc(probability: float = 0.5, threshold: float = 0.1, min_keep: int = 1, seed: int | None = None) -> Sampler:
     """With ``probability``, drop all tokens above ``threshold`` but the least probable of them (XTC)."""
-    ptr = lib.llama_sampler_init_xtc(
-        real("probability", probability, 0, 1),
-        real("threshold", threshold, 0, 1),
-        number("min_keep", min_keep, 0),
-        _seed(seed),
-    )
-    return _make("xtc", ptr)
+    return Sampler("xtc", lib.llama_sampler_init_xtc(probability, threshold, min_keep, seed))
 
 
+@_declared(truncates=True, n=AMOUNT)
 def top_n_sigma(n: float = 1.0) -> Sampler:
-    """Keep tokens within ``n`` standard deviations of the largest logit (arXiv:2411.07641)."""
-    return _make("top-n-sigma", lib.llama_sampler_init_top_n_sigma(real("n", n, 0)))
+    """Keep tokens within ``n`` standard deviations of the largest logit (arXiv:2411.07641); 0 keeps all."""
+    return Sampler("top-n-sigma", lib.llama_sampler_init_top_n_sigma(n))
 
 
+@_declared(selects=True, seed=SEED, tau=AMOUNT, eta=AMOUNT, m=Argument(int, 2, INT32_MAX))
 def mirostat(vocab: Vocab, seed: int | None = None, tau: float = 5.0, eta: float = 0.1, m: int = 100) -> Sampler:
-    """Select with a surprise held near ``tau``, learning at rate ``eta`` (Mirostat 1.0, arXiv:2007.14966)."""
-    ptr = lib.llama_sampler_init_mirostat(
-        vocab.n_tokens, _seed(seed), real("tau", tau, 0), real("eta", eta, 0), number("m", m, 2, vocab.n_tokens)
-    )
-    return _make("mirostat", ptr, vocab)
+    """Select with a surprise held near ``tau``, learning at rate ``eta`` (Mirostat 1.0, arXiv:2007.14966).
+
+    ``m``, 2 to all tokens, is from how many of the most probable ones it estimates the shape of the distribution.
+    """
+    m = number("m", m, 2, vocab.n_tokens)
+    return Sampler("mirostat", lib.llama_sampler_init_mirostat(vocab.n_tokens, seed, tau, eta, m), vocab)
 
 
+@_declared(selects=True, seed=SEED, tau=AMOUNT, eta=AMOUNT)
 def mirostat_v2(seed: int | None = None, tau: float = 5.0, eta: float = 0.1) -> Sampler:
     """Select with a surprise held near ``tau``, learning at rate ``eta`` (Mirostat 2.0, arXiv:2007.14966)."""
-    return _make(
-        "mirostat-v2", lib.llama_sampler_init_mirostat_v2(_seed(seed), real("tau", tau, 0), real("eta", eta, 0))
-    )
+    return Sampler("mirostat-v2", lib.llama_sampler_init_mirostat_v2(seed, tau, eta))
 
 
+@_declared(last_n=LAST_N, repeat=Argument(float, 1e-6, MAX_FLOAT), freq=ANY, present=ANY)
 def penalties(vocab: Vocab, last_n: int = 64, repeat: float = 1.0, freq: float = 0.0, present: float = 0.0) -> Sampler:
     """Make the last ``last_n`` tokens (0 to 2**20) less probable.
 
     ``repeat`` divides their logits (above 0, 1.0 is off); ``freq`` for each occurrence, and ``present`` once, is subtracted.
     """
-    ptr = lib.llama_sampler_init_penalties(
-        vocab.n_tokens, number("last_n", last_n, 0, MAX_LAST_N), real("repeat", repeat, 1e-6),
-        real("freq", freq), real("present", present),
-    )  # fmt: skip
-    return _make("penalties", ptr, vocab)
+    ptr = lib.llama_sampler_init_penalties(vocab.n_tokens, last_n, repeat, freq, present)
+    return Sampler("penalties", ptr, vocab)
 
 
+@_declared(multiplier=AMOUNT, base=Argument(float, 1, MAX_FLOAT), allowed_length=COUNT, last_n=LAST_N)
 def dry(
     vocab: Vocab,
     multiplier: float = 0.8,
@@ -155,44 +251,56 @@ def dry(
 ) -> Sampler:
     """Penalise tokens that would go on with a repetition longer than ``allowed_length`` tokens (DRY).
 
-    The penalty is ``multiplier * base ** (length - allowed_length)``; repetitions end at the strings in ``breakers``.
+    The penalty is ``multiplier * base ** (length - allowed_length)``; repetitions end at the strings in ``breakers``, at
+    most 256.
     """
-    strings = [breakers] if isinstance(breakers, str) else list(breakers)
-    for i, string in enumerate(strings):
-        if not isinstance(string, str):
-            raise TypeError(f"breakers[{i}] must be str, not {type(string).__name__}")
-    texts = [ffi.new("char[]", text.encode("utf-8")) for text in strings]  # copied by llama.cpp before it returns
-    if len(texts) > 256:
-        raise ValueError(f"breakers must be at most 256 strings, not {len(texts)}")
+    texts = [ffi.new("char[]", text.encode("utf-8")) for text in breaker_strings(breakers)]  # copied before it returns
     with vocab._handle:
         ptr = lib.llama_sampler_init_dry(
-            vocab._ptr, real("multiplier", multiplier, 0), real("base", base, 1),
-            number("allowed_length", allowed_length, 0), number("last_n", last_n, 0, MAX_LAST_N),
-            ffi.new("const char *[]", texts), len(texts),
-        )  # fmt: skip
-        return _make("dry", ptr, vocab)
+            vocab._ptr, multiplier, base, allowed_length, last_n, ffi.new("const char *[]", texts), len(texts)
+        )
+        return Sampler("dry", ptr, vocab)
 
 
+def breaker_strings(breakers: Iterable[str], name: str = "breakers") -> tuple[str, ...]:
+    """Return the strings that end a repetition, or raise for what are none; ``name`` is what the error calls them."""
+    strings = (breakers,) if isinstance(breakers, str) else tuple(breakers)
+    for i, string in enumerate(strings):
+        if not isinstance(string, str):
+            raise TypeError(f"{name}[{i}] must be str, not {type(string).__name__}")
+    if len(strings) > 256:
+        raise ValueError(f"{name} must be at most 256 strings, not {len(strings)}")
+    return strings
+
+
+@_declared(selects=True, target=SHARE, decay=Argument(float, 0, 0.99), seed=SEED)
 def adaptive_p(target: float = 0.5, decay: float = 0.9, seed: int | None = None) -> Sampler:
-    """Select tokens near a ``target`` probability, 0 to 1, that adapts with ``decay``, 0 to 0.99."""
-    ptr = lib.llama_sampler_init_adaptive_p(real("target", target, 0, 1), real("decay", decay, 0, 0.99), _seed(seed))
-    return _make("adaptive-p", ptr)
+    """Select tokens near a ``target`` probability, 0 to 1, that adapts with ``decay``, 0 to 0.99.
+
+    A clone begins its random numbers anew, for llama.cpp does not copy them.
+    """
+    return Sampler("adaptive-p", lib.llama_sampler_init_adaptive_p(target, decay, seed))
 
 
+@_declared()
 def logit_bias(vocab: Vocab, bias: Mapping[int, float]) -> Sampler:
     """Add ``bias[token]`` to the logits of tokens; ``-inf`` forbids a token."""
-    entries = [
-        {"token": number("bias token", token, 0, vocab.n_tokens - 1), "bias": _bias(token, value)}
+    checked = check_bias(bias, vocab.n_tokens)
+    entries = ffi.new("llama_logit_bias[]", [{"token": token, "bias": value} for token, value in checked.items()])
+    return Sampler("logit-bias", lib.llama_sampler_init_logit_bias(vocab.n_tokens, len(checked), entries), vocab)
+
+
+def check_bias(bias: Mapping[int, float], n_tokens: int = INT32_MAX, name: str = "bias") -> dict[int, float]:
+    """Return ``bias`` as ints and floats, or raise for other things; ``name`` is what the error calls it."""
+    return {
+        number(f"{name} token", token, 0, n_tokens - 1): value
+        if value == -float("inf")
+        else real(f"{name}[{token}]", value, -MAX_FLOAT, MAX_FLOAT)
         for token, value in bias.items()
-    ]
-    ptr = lib.llama_sampler_init_logit_bias(vocab.n_tokens, len(entries), ffi.new("llama_logit_bias[]", entries))
-    return _make("logit-bias", ptr, vocab)
+    }
 
 
-def _bias(token: int, value: float) -> float:
-    return value if value == -float("inf") else real(f"bias[{token}]", value)
-
-
+@_declared(truncates=True)
 def infill(vocab: Vocab) -> Sampler:
     """For fill-in-the-middle, after top-k and top-p: merge tokens with a common prefix, end where that is likely.
 
@@ -201,176 +309,44 @@ def infill(vocab: Vocab) -> Sampler:
     if vocab.eot is None and vocab.eos is None:
         raise SamplerError(f"infill needs a token that ends the text, and {vocab._handle.name} has none")
     with vocab._handle:
-        return _make("infill", lib.llama_sampler_init_infill(vocab._ptr), vocab)
+        return Sampler("infill", lib.llama_sampler_init_infill(vocab._ptr), vocab)
 
 
-class SamplerChain(Owner):
-    """Samplers in the order of application (``llama_sampler_chain``).
+@_declared()
+def custom(
+    apply: Apply,
+    *,
+    name: str = "custom",
+    selects: bool = False,
+    accept: Callable[[int], object] | None = None,
+    reset: Callable[[], object] | None = None,
+    clone: Callable[[], Sampler] | None = None,
+) -> Sampler:
+    """Make a sampler of a Python function (``llama_sampler_init``).
+
+    What the functions raise comes out of ``chain.sample`` (or ``accept``, ``reset``, ``clone``), and the chain goes on with
+    the next call. They cannot use the chain, nor the context, that they are called for.
 
     Args:
-        samplers: the chain takes each for keeps, as ``add`` does.
+        apply: called as ``apply(ids, logits)`` for each token, with what the samplers before it leave: ``ids``, int32[n],
+            and ``logits``, float32[n], in any order. What it writes to ``logits`` is taken over when it returns; -inf
+            forbids a token. Both are copies, and may be kept.
+        name: how ``chain.names`` and errors call it.
+        selects: ``apply`` returns the token to select, one of ``ids``; the sampler is the last of its chain. Otherwise
+            it returns None.
+        accept: called with each token that is chosen, by whatever sampler.
+        reset: called by ``chain.reset()``.
+        clone: called by ``chain.clone()``; returns a new ``custom`` sampler in the same state. Without it the clone shares
+            ``apply``, which is refused where there is an ``accept`` or ``reset``, that is, a state.
     """
+    if not isinstance(name, str):
+        raise TypeError(f"name must be str, not {type(name).__name__}")
+    functions: dict[str, object] = {"apply": apply, "accept": accept, "reset": reset, "clone": clone}
+    for key, function in functions.items():
+        if not callable(function) and (function is not None or key == "apply"):
+            raise TypeError(f"{key} must be callable, not {type(function).__name__}")
+    made = Custom(name, apply, bool(selects), accept, reset, clone)
+    return Sampler("custom", made.new(), custom=made)
 
-    def __init__(self, samplers: Iterable[Sampler] = ()) -> None:
-        start()
-        self._begin(lib.llama_sampler_chain_init(lib.llama_sampler_chain_default_params()), [], {}, None)
-        taken = list(samplers)
-        try:
-            for sampler in taken:
-                self.add(sampler)
-        except BaseException:
-            for sampler in taken:  # the caller may have no other name for them
-                if isinstance(sampler, Sampler):
-                    sampler.close()
-            self.close()
-            raise
 
-    def _begin(self, ptr: Any, names: list[str], grammars: dict[int, Any], vocab: Vocab | None) -> None:
-        failure = lambda log: SamplerError("the sampler chain could not be made", log=log)  # noqa: E731
-        ptr = not_null(ptr, failure, lib.llama_sampler_free)
-        parents = (vocab._handle,) if vocab is not None else ()
-        self._own(Handle("SamplerChain", ptr, lib.llama_sampler_free, *parents, exclusive=True))
-        self._names = names
-        self._grammars = grammars  # index in the chain -> pointer, freed by the chain
-        self._vocab = vocab
-        self._poison = ""
-        self._at_most = MAX_CANDIDATES
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """llama.cpp's names of the samplers, in order."""
-        return tuple(self._names)
-
-    def __len__(self) -> int:
-        return len(self._names)
-
-    def __repr__(self) -> str:
-        return f"<SamplerChain {' > '.join(self._names) or '(empty)'}{' (closed)' if self.closed else ''}>"
-
-    def add(self, sampler: Sampler) -> None:
-        """Append a sampler and take it for keeps: it is closed for everybody else (``llama_sampler_chain_add``)."""
-        if not isinstance(sampler, Sampler):
-            raise TypeError(f"sampler must be a Sampler, not {type(sampler).__name__}")
-        self._handle.check_open()
-        if self._names and self._names[-1] in SELECTING:
-            raise ValueError(f"{self._names[-1]} selects the token and must stay last; {sampler.name} cannot follow it")
-        if sampler.name == "grammar" and (early := [name for name in self._names if name in TRUNCATING]):
-            raise ValueError(
-                f"the grammar must come before {early[0]}, which may throw away all that the grammar allows"
-            )
-        if {"grammar", "infill"} <= {sampler.name, *self._names}:
-            raise ValueError("infill ends the text also where the grammar does not allow it: use one of the two")
-        if sampler.name == "infill" and self._at_most > MAX_INFILL_CANDIDATES:
-            raise ValueError(
-                f"infill compares each candidate with each: put a top_k of at most {MAX_INFILL_CANDIDATES:,} before it"
-            )
-        vocab = sampler._vocab
-        if vocab is not None and self._vocab is not None and vocab._handle is not self._vocab._handle:
-            raise ValueError(f"{sampler.name} is for {vocab._handle.name}, the chain for {self._vocab._handle.name}")
-        with self._handle as chain:
-            sampler._handle.check_open()
-            if vocab is not None and self._vocab is None:
-                self._handle.adopt(vocab._handle)
-                self._vocab = vocab
-            ptr = sampler._handle.consume("was given to a SamplerChain")
-            sampler._finalizer.detach()
-            lib.llama_sampler_chain_add(chain, ptr)
-            if sampler.name == "grammar":
-                self._grammars[len(self._names)] = ptr
-            self._names.append(sampler.name)
-            self._at_most = min(self._at_most, sampler._at_most)
-
-    def sample(self, context: Context, row: int) -> int:
-        """Choose a token for a row of the context's last decode and accept it (``llama_sampler_sample``).
-
-        Raises:
-            ValueError: the row has no logits, or the chain ends without a sampler that selects.
-            GrammarError: the grammar and the other samplers leave no token; the chain is as it was before.
-            SamplerError: no token was selected.
-        """
-        if self._names == ["greedy"]:  # which has no state
-            self._handle.check_open()
-            token = context.argmax(row)
-            if token >= 0:
-                return token
-            raise self._failure(token)
-        if not self._names or self._names[-1] not in SELECTING:
-            raise ValueError(
-                f"the chain must end with one of {', '.join(sorted(SELECTING))}; it is {list(self._names)}"
-            )
-        vocab = context.model.vocab
-        if self._vocab is not None and self._vocab._handle is not vocab._handle:
-            raise ValueError(f"the chain is for {self._vocab._handle.name}, the context for {vocab._handle.name}")
-        with self._handle as chain:
-            self._refuse_poison()
-            forget_log()
-            with context._handle as ptr:
-                logits = lib.llama_get_logits_ith(ptr, context._readable(row))
-                token = lib.og_sample(chain, logits, vocab.n_tokens)
-            if token >= 0:
-                return int(token)
-            raise self._failure(token)
-
-    def accept(self, token: int) -> None:
-        """Tell the samplers that ``token`` was chosen (``llama_sampler_accept``); ``sample`` has done so for its own.
-
-        Raises GrammarError for a token that the grammar does not allow; the chain is as it was before.
-        """
-        token = number("token", token, 0, *([self._vocab.n_tokens - 1] if self._vocab is not None else []))
-        with self._handle as chain:
-            self._refuse_poison()
-            forget_log()
-            for grammar in self._grammars.values():
-                # llama.cpp aborts the process for a token that ends the text too early.
-                allowed = lib.og_allows(grammar, token)
-                if allowed != 1:
-                    raise self._failure(lib.OG_REFUSED if allowed == 0 else allowed, token)
-            lib.llama_sampler_accept(chain, token)
-            if lib.og_caught_function():
-                raise self._failure(lib.OG_THREW, token)
-
-    def reset(self) -> None:
-        """Forget all tokens accepted so far, and start the random sequences anew (``llama_sampler_reset``)."""
-        with self._handle as chain:
-            lib.llama_sampler_reset(chain)
-            raise_caught()
-            self._poison = ""
-
-    def clone(self) -> SamplerChain:
-        """Return a chain of its own in the same state (``llama_sampler_clone``)."""
-        with self._handle as chain:
-            self._refuse_poison()
-            copy = SamplerChain.__new__(SamplerChain)
-            ptr = lib.llama_sampler_clone(chain)
-            raise_caught()
-            grammars = {index: lib.llama_sampler_chain_get(ptr, index) for index in self._grammars}
-            copy._begin(ptr, list(self._names), grammars, self._vocab)
-            copy._at_most = self._at_most
-            return copy
-
-    @property
-    def seed(self) -> int | None:
-        """The seed of the sampler that selects, or None where it has none (``llama_sampler_get_seed``)."""
-        with self._handle as chain:
-            last = lib.llama_sampler_chain_get(chain, len(self._names) - 1) if self._names else None
-            seed = lib.llama_sampler_get_seed(last) if last else DEFAULT_SEED
-            return None if seed == DEFAULT_SEED else int(seed)
-
-    def _refuse_poison(self) -> None:
-        if self._poison:
-            raise GrammarError(f"the chain failed before ({self._poison}) and its state is unknown; reset() or drop it")
-
-    def _failure(self, code: int, token: int | None = None) -> GrammarError | SamplerError:
-        what = f"token {token}" if token is not None else "every token that the other samplers leave"
-        if code == lib.OG_THREW:
-            self._poison = text_of(lib.og_caught_what())
-            try:
-                raise_caught()
-            except NativeError as error:
-                kind = GrammarError if self._grammars else SamplerError
-                failure = kind(f"the chain {self.names} failed: {error.what}", log=error.log)
-                failure.__cause__ = error
-                return failure
-        if code == lib.OG_REFUSED and self._grammars:
-            return GrammarError(f"the grammar does not allow {what}", log=recent_log())
-        return SamplerError(f"the chain {self.names} selected no token", log=recent_log())
+TABLE["grammar"] = Kind("grammar", {}, needs_vocab=True)  # made by Grammar.sampler

@@ -1,4 +1,4 @@
-// What shim.cpp adds to llama.h, and the three places where C calls Python. See shim.cpp and ../_callbacks.py.
+// What shim.cpp adds to llama.h, and the places where C calls Python. See shim.cpp and ../_callbacks.py.
 
 // The guard: what it caught last on this thread. NULL when nothing was caught since the last clear.
 const char * og_caught_function(void);
@@ -21,11 +21,16 @@ void og_batch_put(struct llama_batch * batch, int32_t row, llama_token token, ll
                   bool logits);
 
 // Apply a chain to one row of logits, and accept what it selects. Returns the token, or OG_NOTHING_SELECTED,
-// OG_REFUSED (the selected token has a logit of -inf) or OG_THREW (see og_caught_what). Nothing is accepted then.
+// OG_REFUSED (the selected token's logit is not finite), OG_THREW (see og_caught_what) or OG_RAISED (a custom sampler's
+// exception is pending). Nothing is accepted then.
 #define OG_NOTHING_SELECTED -1
 #define OG_REFUSED -2
 #define OG_THREW -3
+#define OG_RAISED -4
 int32_t og_sample(struct llama_sampler * chain, const float * logits, int32_t n_vocab);
+
+// The sampler that calls Python, for llama_sampler_init; its context is the ffi.new_handle of a Custom.
+struct llama_sampler_i og_custom;
 
 // Whether a grammar would let `token` through; OG_THREW when it threw. Changes nothing.
 int32_t og_allows(struct llama_sampler * grammar, int32_t token);
@@ -58,4 +63,7 @@ extern "Python" {
     void og_on_log(enum ggml_log_level level, const char * text, void * user_data);
     bool og_on_progress(float progress, void * user_data);
     bool og_on_poll(void);
+    int32_t og_on_apply(void * custom, struct llama_token_data * candidates, size_t size);
+    void og_on_accept(void * custom, llama_token token);
+    void og_on_reset(void * custom);
 }

@@ -32,6 +32,9 @@
 // Python; cffi defines them below
 static bool og_on_poll(void);
 static void og_on_log(enum ggml_log_level level, const char * text, void * user_data);
+static int32_t og_on_apply(void * custom, struct llama_token_data * candidates, size_t size);
+static void og_on_accept(void * custom, llama_token token);
+static void og_on_reset(void * custom);
 
 namespace {
 
@@ -165,14 +168,66 @@ static int32_t og_argmax(const float * values, int32_t n) noexcept {
 #define OG_NOTHING_SELECTED (-1)
 #define OG_REFUSED (-2)
 #define OG_THREW (-3)
+#define OG_RAISED (-4)
+
+namespace {
+
+struct Raised {};  // by Python; _callbacks.py has the exception
+
+const char * custom_name(const llama_sampler *) { return "custom"; }
+
+void custom_accept(llama_sampler * sampler, llama_token token) { og_on_accept(sampler->ctx, token); }
+
+void custom_apply(llama_sampler * sampler, llama_token_data_array * array) {
+    const int32_t selected = og_on_apply(sampler->ctx, array->data, array->size);
+    if (selected == OG_RAISED) {
+        throw Raised{};  // through llama.cpp's C++ to og_sample, so that no sampler after this one is applied
+    }
+    if (selected != OG_NOTHING_SELECTED) {
+        array->selected = selected;
+    }
+    array->sorted = false;
+}
+
+void custom_reset(llama_sampler * sampler) { og_on_reset(sampler->ctx); }
+
+// What chains of this thread have to write their candidates to; taken while one is at it, as a custom sampler may
+// apply another chain.
+thread_local std::vector<llama_token_data> spare;
+
+struct Candidates : std::vector<llama_token_data> {
+    Candidates() noexcept { swap(spare); }
+    ~Candidates() { swap(spare); }
+};
+
+}  // namespace
+
+static struct llama_sampler_i og_custom = {
+    /* .name              = */ custom_name,
+    /* .accept            = */ custom_accept,
+    /* .apply             = */ custom_apply,
+    /* .reset             = */ custom_reset,
+    /* .clone             = */ nullptr,  // Python does it
+    /* .free              = */ nullptr,  // and owns what there is to free
+    /* .backend_init      = */ nullptr,
+    /* .backend_accept    = */ nullptr,
+    /* .backend_apply     = */ nullptr,
+    /* .backend_set_input = */ nullptr,
+    /* .backend_reset     = */ nullptr,
+    /* .copy_state        = */ nullptr,
+};
 
 // What llama_sampler_sample does, except that it aborts where this returns a code.
 static int32_t og_sample(struct llama_sampler * chain, const float * logits, int32_t n_vocab) noexcept {
-    thread_local std::vector<llama_token_data> candidates;
+    constexpr float LARGEST = 1e30f;  // with room to divide by a temperature
+    constexpr llama_token NO_TOKEN = -2;  // LLAMA_TOKEN_NULL is adaptive-p's own sign
     try {
+        Candidates candidates;
         candidates.resize(n_vocab);
         for (int32_t token = 0; token < n_vocab; token++) {
-            candidates[token] = llama_token_data{token, logits[token], 0.0f};
+            // Samplers take finite numbers and -inf. What is no number is never chosen, as by og_argmax.
+            const float logit = logits[token];
+            candidates[token] = llama_token_data{token, logit <= LARGEST ? logit : logit > LARGEST ? LARGEST : -INFINITY, 0.0f};
         }
         llama_token_data_array array = {candidates.data(), candidates.size(), -1, false};
         llama_sampler_apply(chain, &array);
@@ -180,11 +235,18 @@ static int32_t og_sample(struct llama_sampler * chain, const float * logits, int
             return OG_NOTHING_SELECTED;
         }
         const llama_token_data & selected = array.data[array.selected];
-        if (selected.logit == -INFINITY || std::isnan(selected.logit)) {
+        if (!std::isfinite(selected.logit)) {
+            // adaptive-p waits for its token with numbers that a clone does not have; no token ends that.
+            llama_sampler * last = llama_sampler_chain_get(chain, llama_sampler_chain_n(chain) - 1);
+            if (last->iface != &og_custom) {
+                llama_sampler_accept(last, NO_TOKEN);
+            }
             return OG_REFUSED;
         }
         llama_sampler_accept(chain, selected.id);
         return selected.id;
+    } catch (const Raised &) {
+        return OG_RAISED;
     } catch (const std::exception & error) {
         remember("llama_sampler_apply", error.what());
     } catch (...) {
