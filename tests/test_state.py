@@ -141,6 +141,26 @@ def test_what_waits_for_the_next_decode_cannot_be_saved(tiny: og.Model, weights:
         np.testing.assert_allclose(decode(context, [7], 16, 2), expected, rtol=0, atol=CLOSE)
 
 
+@pytest.mark.parametrize("cleared", [False, True])
+def test_nothing_is_loaded_where_a_copy_waits(cleared: bool, tiny: og.Model, weights: Weights) -> None:
+    """The next decode copies streams, also after clear(): until then nothing is loaded that it would copy over."""
+    with open_context(tiny) as context:
+        decode(context, TOKENS, 0, 0)
+        one, whole = context.save_state(0), context.save_state()
+        decode(context, [7, 8], 0, 2)
+        context.memory.copy(2, 1)
+        if cleared:
+            context.memory.clear()
+        for state, seq_id in ((one, 1), (one, 2), (whole, None)):
+            with pytest.raises(og.StateError, match="decode something first"):
+                context.load_state(state, seq_id)
+        decode(context, [9], 0 if cleared else 2, 2)
+        assert context.memory.positions(1) == range(0 if cleared else 2)
+        context.load_state(one, 1)
+        expected = Twin(weights).sequence([*TOKENS, 5])[-1:]
+        np.testing.assert_allclose(decode(context, [5], 16, 1), expected, rtol=0, atol=CLOSE)
+
+
 # Files ----------------------------------------------------------------------------------------------------------------
 
 

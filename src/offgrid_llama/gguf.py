@@ -188,12 +188,26 @@ class GGUF(Owner, Mapping[str, Value]):
             value = max((item for item in value if isinstance(item, int)), default=default)
         return value if isinstance(value, int) else default
 
+    def has_tensor(self, name: str) -> bool:
+        """Return whether there is a tensor of this name."""
+        with self._handle as ptr:
+            return bool(lib.gguf_find_tensor(ptr, name.encode()) >= 0)
+
+    def kv_heads(self) -> list[int]:
+        """Return how many heads of each layer keep keys and values: 0 for a recurrent layer."""
+        heads = self.get(f"{self.architecture}.attention.head_count_kv")
+        if isinstance(heads, list):
+            return [count for count in heads if isinstance(count, int)]
+        count = self.hparam("attention.head_count_kv", self.hparam("attention.head_count"))
+        every = max(self.hparam("full_attention_interval", 1), 1)
+        return [0 if layer % every else count for layer in range(1, self.hparam("block_count") + 1)]
+
     def check(self) -> None:
         """Raise GGUFError for counts that llama.cpp would end the process over instead of refusing the file."""
         layers = self.hparam("block_count", 1)
         experts, used = self.hparam("expert_count"), self.hparam("expert_used_count")
         groups, groups_used = self.hparam("expert_group_count"), self.hparam("expert_group_used_count")
-        rules = [
+        rules: list[tuple[str, object, bool]] = [
             ("block_count", layers, 1 <= layers <= MAX_LAYERS),
             ("nextn_predict_layers", (nextn := self.hparam("nextn_predict_layers")), 0 <= nextn <= layers),
             ("expert_count", experts, 0 <= experts <= MAX_EXPERTS),
@@ -203,6 +217,10 @@ class GGUF(Owner, Mapping[str, Value]):
         if groups > 1:
             rules.append(("expert_group_count", groups, experts % groups == 0))
             rules.append(("expert_group_used_count", groups_used, 0 < groups_used < groups))
+        pattern = self.get(f"{self.architecture}.attention.sliding_window_pattern")
+        if self.hparam("attention.sliding_window", 1):  # then a layer has to have one; 1 means that none has
+            some = any(pattern) if isinstance(pattern, list) else pattern != 1
+            rules.append(("attention.sliding_window_pattern", pattern, some))
         for name, value, good in rules:
             if not good:
                 raise GGUFError(f"{self.path}: {self.architecture}.{name} = {value} is not possible")

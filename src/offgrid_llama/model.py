@@ -92,6 +92,9 @@ class Model(Owner):
         self._fingerprint: str | None = None
         with GGUF(self.path) as header:
             header.check()
+            self._architecture = header.architecture
+            self._kv_heads = sum(header.kv_heads())
+            self._learned_positions = header.has_tensor("position_embd.weight")
 
         c_params = self.params.to_c()
         load = Progress(progress)  # llama.cpp calls it until llama_model_load_from_file returns

@@ -31,6 +31,7 @@ from ._capi import ffi, lib
 from ._check import number, raise_caught
 from .backend import build_info
 from .errors import StateError
+from .memory import COPYING, TURNING
 
 if TYPE_CHECKING:
     from .context import Context
@@ -110,7 +111,7 @@ def save(context: Context, seq_id: int | None, tokens: Sequence[int]) -> State:
     """Return the state of a context (``llama_state_get_data``), or of one sequence (``llama_state_seq_get_data``)."""
     ids = [number(f"tokens[{i}]", token, -(2**31)) for i, token in enumerate(tokens)]
     with context._handle as ptr:
-        context.memory._refuse_moving()
+        context.memory._refuse_moving(TURNING | COPYING)
         size = lib.llama_state_get_size(ptr) if seq_id is None else lib.llama_state_seq_get_size(ptr, seq_id)
         _written(size, size)
         header = {**_layout(context), "seq_id": seq_id, "n_tokens": len(ids), "n_bytes": size}
@@ -141,6 +142,7 @@ def load(context: Context, state: State, seq_id: int | None) -> None:
             raise StateError(f"the state is for another {name.replace('_', ' ')}: {there!r}, and this is {here!r}")
     size = state._header["n_bytes"]
     with context._handle as ptr, ffi.from_buffer("uint8_t[]", state._blob) as room:
+        context.memory._refuse_moving(COPYING)
         data = room + state._payload
         if seq_id is None:
             done = lib.llama_state_set_data(ptr, data, size)
@@ -148,7 +150,7 @@ def load(context: Context, state: State, seq_id: int | None) -> None:
             lib.llama_memory_seq_rm(context.memory._ptr, seq_id, -1, -1)  # it would keep what it had for an empty state
             done = lib.llama_state_seq_set_data(ptr, data, size, seq_id)
         if seq_id is None:
-            context._moving = False
+            context._moving = 0
         try:
             _written(done, size)
         except StateError:
