@@ -138,6 +138,8 @@ USES: dict[type, dict[str, Callable[[Any], Any] | None]] = {
         "fingerprint": lambda f: f.gguf.fingerprint(),
         "architecture": lambda f: f.gguf.architecture,
         "hparam": lambda f: f.gguf.hparam("block_count"),
+        "has_tensor": lambda f: f.gguf.has_tensor("token_embd.weight"),
+        "kv_heads": lambda f: f.gguf.kv_heads(),
         "get": lambda f: f.gguf.get("general.architecture"),
         "items": lambda f: list(f.gguf.items()),
         "values": lambda f: list(f.gguf.values()),
