@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from twin import write_gguf, write_tiny_llama
+from twin import Value, write_gguf, write_tiny_llama
 
 import offgrid_llama as og
 
@@ -318,9 +318,11 @@ def test_no_such_file(tmp_path: Path) -> None:
         ({"llama.block_count": 100_000}, "block_count"),
         ({"llama.expert_count": 5000}, "expert_count"),
         ({"llama.expert_count": 4, "llama.expert_used_count": 9}, "expert_used_count"),
+        ({"llama.attention.sliding_window_pattern": 1}, "sliding_window_pattern"),
+        ({"llama.attention.sliding_window_pattern": [0, 0]}, "sliding_window_pattern"),
     ],
 )
-def test_counts_that_llama_cpp_would_abort_on(keys: dict[str, str | int | float], name: str, tmp_path: Path) -> None:
+def test_counts_that_llama_cpp_would_abort_on(keys: dict[str, Value], name: str, tmp_path: Path) -> None:
     """check() refuses counts over which llama.cpp ends the process; reading the header is still allowed."""
     path = tmp_path / "counts.gguf"
     write_gguf(path, {"general.architecture": "llama", "llama.block_count": 2, **keys}, {})

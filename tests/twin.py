@@ -209,11 +209,11 @@ class Twin:
     def copy(self, src: int, dst: int, p0: int = -1, p1: int = -1) -> None:
         if src == dst:
             return
+        self.remove(dst, p0, p1)
         if self.unified:
             for cell in self._in(p0, p1, src):
                 cell.seqs.add(dst)
             return
-        self.remove(dst)
         for cell in self._in(p0, p1, src):
             copy = Cell(cell.pos, [dst])
             copy.keys, copy.values = cell.keys, cell.values

@@ -157,6 +157,9 @@ class Batch:
         self._max_token = self._max_seq_id = -1
         self._n = self._c.n_tokens = 0
 
+    def _seq_ids(self) -> set[int]:
+        return {self._seq_id[row][i] for row in range(len(self)) for i in range(self._n_seq_id[row])}
+
     def _writable(self, more: int) -> None:
         if self._readers:
             raise RuntimeError("the batch is being decoded on another thread")

@@ -129,6 +129,9 @@ class Context(Owner):
             rope_freq_base=rope_freq_base, rope_freq_scale=rope_freq_scale,
             offload_kqv=offload_kqv, op_offload=op_offload, no_perf=no_perf,
         )  # fmt: skip
+        if embeddings and model._architecture in ("deepseek4", "qwen4exp"):  # it takes them for wider than they are
+            raise ContextError(f"{model._handle.name}: llama.cpp aborts on the embeddings of {model._architecture}")
+        _refuse_sequences(model, self.params)
         _refuse_kv_cache(model, self.params)
         self._threadpool = threadpool
         self._refuse_threads(self.params)
@@ -159,11 +162,11 @@ class Context(Owner):
         self._cancel = cancel
         self._step = 0  # counts the calls that overwrite the outputs
         self._rows: frozenset[int] = frozenset()  # what llama.h may be asked for
-        self._encoded = False
+        self._encoded: frozenset[int] = frozenset()  # the sequences whose text the encoder has read
         self._adapters: dict[str, float] = {}  # fingerprints and scales of what changes the results
         self._loras: dict[LoRA, tuple[Any, float]] = {}  # in use, with pointer and scale; held, as llama.h reads them
         self._snapshots: dict[int, Snapshot] = {}  # those that llama.cpp still has
-        self._moving = 0  # what the next decode is to do first: memory.TURN, memory.COPY
+        self._moving = 0  # what memory leaves to the next decode: TURNING, COPYING
         with self._handle as ptr:  # another thread may close the model by now
             self.n_ctx: int = lib.llama_n_ctx(ptr)
             self.n_ctx_seq: int = lib.llama_n_ctx_seq(ptr)
@@ -171,8 +174,8 @@ class Context(Owner):
             self.n_ubatch: int = lib.llama_n_ubatch(ptr)
             self.n_seq_max: int = lib.llama_n_seq_max(ptr)
             self.pooling_type = PoolingType(lib.llama_pooling_type(ptr))
-            # Such a batch cannot be split into micro-batches.
             self._pooled = self.params.embeddings and self.pooling_type is not PoolingType.NONE
+            # Such a batch cannot be split into micro-batches.
             self._whole = self._pooled or not lib.llama_get_causal_attn(ptr)
         self._n_outputs_max = self.params.n_outputs_max or self.n_batch
         self.memory = Memory(self)
@@ -186,19 +189,32 @@ class Context(Owner):
             ValueError: the batch is empty, too long, or has tokens or sequences that the context does not.
             NoKVSlot, Aborted, InvalidBatch, DecodeFailed: see DecodeError for what memory holds then.
         """
-        if self.model.has_encoder and not self._encoded:
-            raise ContextError(f"{self._handle.name}: its decoder reads the encoder's output; call encode() first")
+        if self.model.has_encoder:
+            if not self.model.has_decoder:
+                raise ContextError(f"{self._handle.name}: the model has no decoder; use encode()")
+            unread = batch._seq_ids() - self._encoded
+            if unread:
+                raise ContextError(
+                    f"{self._handle.name}: the decoder of sequence {min(unread)} has nothing to read; call encode() first, "
+                    "with its text in that sequence"
+                )
         self._compute(batch, lib.llama_decode, "llama_decode", self._whole or not self.memory._ptr)
 
     def encode(self, batch: Batch) -> None:
         """Run a batch through the encoder, for the decoder to read (``llama_encode``).
 
+        The decoder of a sequence reads what this batch has for that sequence, until the next ``encode``. It is no part of
+        a saved state.
+
         Raises ContextError for a model without an encoder, and otherwise as ``decode`` does.
         """
         if not self.model.has_encoder:
             raise ContextError(f"{self._handle.name}: the model has no encoder; use decode()")
+        if self.model.has_decoder and self._pooled:
+            raise ContextError(f'{self._handle.name}: the decoder reads each row; make it with pooling_type="none"')
+        self._encoded = frozenset()
         self._compute(batch, lib.llama_encode, "llama_encode", True)
-        self._encoded = True
+        self._encoded = frozenset(batch._seq_ids())
 
     def _compute(self, batch: Batch, function: Callable[[Any, Any], int], name: str, whole: bool) -> None:
         # After a step the caches hold weights: each object that is touched here costs a visit to memory.
@@ -223,9 +239,21 @@ class Context(Owner):
                 if code or pending:
                     self._rows = frozenset()
                     self._moving = moving if code < 0 else 0
+                    if code == 2 or code < -1:
+                        self._forget_unfinished(batch)
                     decoded(code, name, len(batch))
             finally:
                 batch._readers.pop()
+
+    def _forget_unfinished(self, batch: Batch) -> None:
+        """Forget the states that a computation left half-way, which llama.h takes for finished."""
+        if not self.memory._ptr or not self.memory._has_state():
+            return
+        seqs = batch._seq_ids()
+        if len(seqs) > 1:  # then the cells of others were to be moved as well
+            lib.llama_memory_clear(self.memory._ptr, False)
+        else:
+            lib.llama_memory_seq_rm(self.memory._ptr, min(seqs), -1, -1)
 
     def _check_batch(self, batch: Batch, whole: bool) -> None:
         n = len(batch)
@@ -344,9 +372,9 @@ class Context(Owner):
                 memory, and everything here is forgotten.
 
         Raises:
-            StateError: it is another model's, or from a context with other sequences or KV types; nothing is changed.
-                Or llama.cpp could not restore it, for instance for want of room; the sequence, or all, is empty then.
-                Or a ``memory.copy`` waits for the next decode, which would write over it; nothing is changed.
+            StateError: it is another model's, or from a context with other sequences or KV types, or a ``memory.copy``
+                still waits for the next decode, which would copy over it; nothing is changed. Or llama.cpp could not
+                restore it, for instance for want of room; the sequence, or all, is empty then.
         """
         from . import state as module
 
@@ -480,9 +508,21 @@ def _logits_type() -> type[Logits]:
     return Logits
 
 
+def _refuse_sequences(model: Model, params: ContextParams) -> None:
+    """Raise for several sequences where llama.cpp aborts on them, or mixes them."""
+    if params.n_seq_max == 1:
+        return
+    if model.has_encoder and model.has_decoder and not params.kv_unified:
+        raise ContextError(f"{model._handle.name}: several sequences of an encoder-decoder model need kv_unified=True")
+    if model._architecture == "plamo2":
+        raise ContextError(
+            f"{model._handle.name}: llama.cpp mixes the sequences of a batch for plamo2: use n_seq_max=1"
+        )
+
+
 def _refuse_kv_cache(model: Model, params: ContextParams) -> None:
     """Raise for a KV cache that llama.cpp would abort on, or that the system would kill the process for."""
-    arch = model.metadata.get("general.architecture", "")
+    arch = model._architecture
 
     def head(name: str) -> set[int]:
         sizes = {model.metadata.get(f"{arch}.attention.{name}_length{suffix}", "") for suffix in ("", "_swa")}
@@ -493,11 +533,11 @@ def _refuse_kv_cache(model: Model, params: ContextParams) -> None:
         ggml_type = KV_TYPES[type_name]
         if lib.ggml_is_quantized(ggml_type) and any(size % _QUANT_BLOCK for size in sizes):
             raise ContextError(f"{name}={type_name!r} needs heads of a multiple of {_QUANT_BLOCK} values, not {sizes}")
-        per_cell += model.n_head_kv * max(sizes) * lib.ggml_type_size(ggml_type) / lib.ggml_blck_size(ggml_type)
+        per_cell += model._kv_heads * max(sizes) * lib.ggml_type_size(ggml_type) / lib.ggml_blck_size(ggml_type)
     if model.is_recurrent:
         return
-    layers = model.n_layer if params.swa_full or not model.n_swa else -(-model.n_layer // 8)
-    needed = int(per_cell * layers * params.n_ctx)
+    full = 1 if params.swa_full or not model.n_swa else 8
+    needed = int(per_cell * params.n_ctx) // full
     remote = [device for device in model.params.devices or () if device.backend == rpc.BACKEND]
     there = sum(device.memory_total for device in (*devices(), *remote))
     if needed > there:

@@ -133,6 +133,7 @@ class DecodeError(OffgridLlamaError):
 
     ``memory_restored`` says whether the context's memory is what it was before the call. Where it is False the
     micro-batches that were finished stay: ask ``memory.positions(seq)`` how far each sequence got, then remove or go on.
+    Of a recurrent or hybrid model the batch's sequence is forgotten, and if it had several then all are.
     """
 
     code: int

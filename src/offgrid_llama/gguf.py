@@ -319,6 +319,15 @@ class GGUF(Owner, Mapping[str, Value]):
         """Return the largest of ``<architecture>.<name>``, which may be one number or one for each layer."""
         return _hparam(self, name, default)
 
+    def kv_heads(self) -> list[int]:
+        """Return how many heads of each layer keep keys and values: 0 for a recurrent layer."""
+        heads = self.get(f"{self.architecture}.attention.head_count_kv")
+        if isinstance(heads, list):
+            return [count for count in heads if isinstance(count, int)]
+        count = self.hparam("attention.head_count_kv", self.hparam("attention.head_count"))
+        every = max(self.hparam("full_attention_interval", 1), 1)
+        return [0 if layer % every else count for layer in range(1, self.hparam("block_count") + 1)]
+
     def check(self, kv_overrides: Mapping[str, bool | int | float | str] | None = None) -> None:
         """Raise GGUFError for counts that llama.cpp would end the process over instead of refusing the file.
 
@@ -333,7 +342,7 @@ class GGUF(Owner, Mapping[str, Value]):
         layers = hparam("block_count", 1)
         experts, used = hparam("expert_count"), hparam("expert_used_count")
         groups, groups_used = hparam("expert_group_count"), hparam("expert_group_used_count")
-        rules: list[tuple[str, Value, bool]] = [
+        rules: list[tuple[str, Value | None, bool]] = [
             ("block_count", layers, 1 <= layers <= MAX_LAYERS),
             ("nextn_predict_layers", (nextn := hparam("nextn_predict_layers")), 0 <= nextn <= layers),
             ("vocab_size", vocab_size := hparam("vocab_size"), 0 <= vocab_size <= MAX_VOCAB),
@@ -346,6 +355,10 @@ class GGUF(Owner, Mapping[str, Value]):
             rules.append(("expert_group_used_count", groups_used, 0 < groups_used < groups))
         if (scaling := values.get(f"{architecture}.rope.scaling.type")) is not None:
             rules.append(("rope.scaling.type", scaling, not isinstance(scaling, str) or scaling in _ROPE_SCALING))
+        pattern = values.get(f"{architecture}.attention.sliding_window_pattern")
+        if hparam("attention.sliding_window", 1):  # then a layer has to have one; 1 means that none has
+            some = any(pattern) if isinstance(pattern, list) else pattern != 1
+            rules.append(("attention.sliding_window_pattern", pattern, some))
         for name, value, good in rules:
             if not good:
                 raise GGUFError(f"{self.path}: {architecture}.{name} = {value} is not possible")

@@ -18,10 +18,14 @@ if TYPE_CHECKING:
 
 __all__ = ["Memory"]
 
-TURN = 1
-"""Keys are to be turned to their new positions by the next decode."""
-COPY = 2
-"""Streams are to be copied by the next decode: over whatever is written to them until then."""
+TURNING, COPYING = 1, 2  # what the next decode is to do: turn keys to new positions, copy the data of streams
+
+# To move a key llama.h turns it by RoPE, in every layer. That is wrong where a layer beside those with a sliding window has
+# no RoPE (smollm3: every fourth; Baichuan 13B: none), and where the key was scaled by weights after RoPE.
+_NO_ROPE_BESIDE_WINDOWS = frozenset(
+    ["afmoe", "cohere2", "cohere2moe", "exaone-moe", "exaone4", "llama4", "maple", "muse-glimmer", "smallthinker"]
+)
+_KEYS_THAT_STAY = frozenset(["baichuan", "hunyuan-dense", "hunyuan-moe", "hunyuan_vl", "maincoder", "smollm3"])
 
 
 class Memory:
@@ -43,24 +47,31 @@ class Memory:
         """Forget every sequence; ``data`` also zeroes the buffers (``llama_memory_clear``)."""
         with self._handle:
             lib.llama_memory_clear(self._there(), bool(data))
-            self._context._moving &= COPY
+            self._context._moving &= COPYING  # llama.h still copies: the data of streams that are empty now
             raise_caught()
 
     def remove(self, seq_id: int, p0: int = -1, p1: int = -1) -> bool:
         """Forget [p0, p1) of a sequence, or of all for ``seq_id=-1`` (``llama_memory_seq_rm``).
 
         Returns False, and changes nothing, where the sequence could not go on as if the range had never been: a recurrent
-        state has no parts, and a sliding window without ``swa_full`` has forgotten what is far behind its last token. Then
-        forget the whole sequence and compute it again.
+        state has no parts, and a sliding window without ``swa_full``, or from a loaded state, has nothing that is far behind
+        its last token. Then forget the whole sequence and compute it again.
         """
         seqs = range(self._context.n_seq_max) if seq_id == -1 else [self._seq("seq_id", seq_id)]
         p0, p1 = self._range(p0, p1)
         with self._handle:
             memory = self._there()
+            if 0 <= p1 <= max(p0, 0):
+                return True
             if not all(self._can_forget(memory, seq, p0, p1) for seq in seqs):
                 return False
-            # One by one: of a recurrent memory llama.h removes no range from all sequences.
-            done = [bool(lib.llama_memory_seq_rm(memory, seq, p0, p1)) for seq in seqs]
+            # One by one: of a recurrent memory llama.h removes no range from all sequences. And to the end is -1, as
+            # deepseek4's compressed memory knows no other.
+            lasts = [lib.llama_memory_seq_pos_max(memory, seq) for seq in seqs]
+            done = [
+                bool(lib.llama_memory_seq_rm(memory, seq, p0, -1 if p1 > last else p1))
+                for seq, last in zip(seqs, lasts, strict=True)
+            ]
             raise_caught()
             return all(done)
 
@@ -70,32 +81,40 @@ class Memory:
         first = lib.llama_memory_seq_pos_min(memory, seq_id)
         last = lib.llama_memory_seq_pos_max(memory, seq_id)
         to_the_end = p1 == -1 or p1 > last
-        if last < max(p0, 0) or (p0 <= 0 and to_the_end) or 0 <= p1 <= max(p0, 0):
+        if last < max(p0, 0) or (p0 <= 0 and to_the_end):
             return True  # nothing, or everything
-        if model.is_recurrent or model.is_hybrid:
+        if self._has_state():
             return False
-        if model.n_swa and not self._context.params.swa_full and to_the_end:
+        if model.n_swa and to_the_end:  # also with swa_full: a state that was loaded has no more than the window
             return bool(first <= max(0, p0 - model.n_swa + 1))  # the next token is at p0 and sees as far as that
         return True
 
     def copy(self, src: int, dst: int, p0: int = -1, p1: int = -1) -> None:
-        """Let sequence ``dst`` have what ``src`` has in [p0, p1) (``llama_memory_seq_cp``).
+        """Let sequence ``dst`` have what ``src`` has in [p0, p1), instead of what it had there (``llama_memory_seq_cp``).
 
-        Without ``kv_unified`` only the whole sequence can be copied; trim the copy with ``remove``.
+        Without ``kv_unified`` only the whole sequence can be copied; trim the copy with ``remove``. Of a recurrent or hybrid
+        model it is always the whole.
         """
         src, dst = self._seq("src", src), self._seq("dst", dst)
         p0, p1 = self._range(p0, p1)
-        if not self._context.params.kv_unified and src != dst and (p0 > 0 or p1 != -1):
-            raise ValueError(
-                f"p0={p0}, p1={p1}: without kv_unified=True only a whole sequence can be copied. "
-                "Copy it whole, then memory.remove() what is too much"
-            )
+        if src != dst and (p0 > 0 or p1 != -1):
+            if self._has_state():
+                raise ValueError(
+                    f"p0={p0}, p1={p1}: a recurrent state has no parts, only a whole sequence can be copied"
+                )
+            if not self._context.params.kv_unified:
+                raise ValueError(
+                    f"p0={p0}, p1={p1}: without kv_unified=True only a whole sequence can be copied. "
+                    "Copy it whole, then memory.remove() what is too much"
+                )
         with self._handle:
             memory = self._there()
             if src != dst:
+                # Without this dst keeps what it had there, beside the copy, and attends to both.
+                lib.llama_memory_seq_rm(memory, dst, p0, p1)
                 lib.llama_memory_seq_cp(memory, src, dst, p0, p1)
-                if not self._context.params.kv_unified:
-                    self._context._moving |= COPY
+                if self._has_streams():
+                    self._context._moving |= COPYING
                 raise_caught()
 
     def keep(self, seq_id: int) -> None:
@@ -123,7 +142,7 @@ class Memory:
             last = lib.llama_memory_seq_pos_max(memory, seq_id)
             number("delta", delta, -MAX_POS, MAX_POS - max(last, 0))
             lib.llama_memory_seq_add(memory, seq_id, p0, p1, delta)
-            self._context._moving |= TURN
+            self._context._moving |= TURNING
             raise_caught()
 
     def divide(self, seq_id: int, p0: int, p1: int, d: int) -> None:
@@ -142,7 +161,7 @@ class Memory:
             end = lib.llama_memory_seq_pos_max(memory, seq_id) + 1
             end = end if p1 == -1 else min(p1, end)
             number("p1 - p0", max(end - begin, 0), 0, MAX_TOKENS)
-            self._context._moving |= TURN
+            self._context._moving |= TURNING
             if d > 1:
                 for pos in range(begin, end):  # upwards: what has moved lies below what is still to be moved
                     lib.llama_memory_seq_add(memory, seq_id, pos, pos + 1, pos // d - pos)
@@ -151,7 +170,7 @@ class Memory:
     def positions(self, seq_id: int) -> range:
         """Return the positions that are there; empty for an unused sequence (``llama_memory_seq_pos_min``, ``_max``).
 
-        A sliding window forgets the oldest, so the range need not begin at 0.
+        A sliding window forgets the oldest, so the range need not begin at 0; a recurrent state has its last position only.
         """
         seq_id = self._seq("seq_id", seq_id)
         with self._handle:
@@ -162,11 +181,35 @@ class Memory:
 
     @property
     def can_shift(self) -> bool:
-        """Whether ``shift`` and ``divide`` work for this model (``llama_memory_can_shift``)."""
-        with self._handle:
-            return bool(lib.llama_memory_can_shift(self._there()))
+        """Whether ``shift`` and ``divide`` work for this model (``llama_memory_can_shift``).
 
-    def _refuse_moving(self, what: int = TURN | COPY) -> None:
+        False for recurrent and hybrid models, too: their state has no parts to move, and a copy shares it until it is
+        decoded, so that llama.h would move one with the other. And for architectures whose keys llama.h would move wrong:
+        those with learned positions, with layers without RoPE, or with keys that are scaled after RoPE.
+        """
+        with self._handle:
+            return self._can_shift(self._there())
+
+    def _can_shift(self, memory: object) -> bool:
+        model = self._context.model
+        stay = (
+            self._has_state()
+            or model._learned_positions
+            or model._architecture in _KEYS_THAT_STAY
+            or (model.n_swa > 0 and model._architecture in _NO_ROPE_BESIDE_WINDOWS)
+        )
+        return not stay and bool(lib.llama_memory_can_shift(memory))
+
+    def _has_streams(self) -> bool:
+        """Return whether each sequence has cells of its own, which the next decode copies; deepseek4's always have some."""
+        model = self._context.model
+        return not model.is_recurrent and (not self._context.params.kv_unified or model._architecture == "deepseek4")
+
+    def _has_state(self) -> bool:
+        """Return whether there is a state that only the whole past has made, and that cannot go back."""
+        return self._context.model.is_recurrent or self._context.model.is_hybrid
+
+    def _refuse_moving(self, what: int) -> None:
         self._there()
         if self._context._moving & what:
             raise StateError(
@@ -181,7 +224,7 @@ class Memory:
 
     def _shiftable(self) -> object:
         memory = self._there()
-        if not lib.llama_memory_can_shift(memory):
+        if not self._can_shift(memory):
             raise ContextError(f"{self._handle.name} cannot move positions: can_shift is False")
         return memory
 

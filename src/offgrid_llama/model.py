@@ -133,6 +133,8 @@ class Model(Owner):
             overrides = kv_array(self.kv_overrides)
             for header in headers:
                 header.check(self.kv_overrides)
+            self._architecture = headers[0].architecture
+            self._kv_heads = sum(headers[0].kv_heads())
             self._identities = [header.identity for header in headers]
             self._tensors = {tensor.name: tensor for header in headers for tensor in header.tensors()}
             # An open file need not be open any more when somebody asks.
@@ -159,6 +161,7 @@ class Model(Owner):
         self._own(Handle(f"Model {self.path.name}", ptr, lib.llama_model_free))
         rpc.hold(self._handle, params.devices or ())
         self.vocab = Vocab(self)
+        self._learned_positions = "position_embd.weight" in self._tensors
         self._n_positions = self._rows("position_embd.weight")  # 0: any position can be computed
         self._n_scores = self._rows("cls.output.weight") or self._rows("cls.weight")
         self._describe(ptr)

@@ -34,7 +34,7 @@ from ._capi import ffi, lib
 from ._check import number, raise_caught
 from .backend import build_info
 from .errors import StateError
-from .memory import COPY
+from .memory import COPYING, TURNING
 from .params import KV_TYPES
 
 if TYPE_CHECKING:
@@ -115,7 +115,7 @@ def save(context: Context, seq_id: int | None, tokens: Sequence[int]) -> State:
     """Return the state of a context (``llama_state_get_data``), or of one sequence (``llama_state_seq_get_data``)."""
     ids = [number(f"tokens[{i}]", token, -(2**31)) for i, token in enumerate(tokens)]
     with context._handle as ptr:
-        context.memory._refuse_moving()
+        context.memory._refuse_moving(TURNING | COPYING)
         size = lib.llama_state_get_size(ptr) if seq_id is None else lib.llama_state_seq_get_size(ptr, seq_id)
         _written(size, size)
         header = {**_layout(context), "seq_id": seq_id, "n_tokens": len(ids), "n_bytes": size}
@@ -146,13 +146,15 @@ def load(context: Context, state: State, seq_id: int | None) -> None:
             raise StateError(f"the state is for another {name.replace('_', ' ')}: {there!r}, and this is {here!r}")
     size = state._header["n_bytes"]
     with context._handle as ptr, ffi.from_buffer("uint8_t[]", state._blob) as room:
-        context.memory._refuse_moving(COPY)
+        context.memory._refuse_moving(COPYING)
         data = room + state._payload
         if seq_id is None:
             done = lib.llama_state_set_data(ptr, data, size)
         else:
             lib.llama_memory_seq_rm(context.memory._ptr, seq_id, -1, -1)  # it would keep what it had for an empty state
             done = lib.llama_state_seq_set_data(ptr, data, size, seq_id)
+        if seq_id is None:
+            context._moving = 0
         try:
             _written(done, size)
         except StateError:
@@ -190,7 +192,7 @@ def snapshot(context: Context, seq_id: int) -> Snapshot:
             f"{quantized[0]}={getattr(context.params, quantized[0])!r}: no snapshots of a quantized KV cache"
         )
     with context._handle as ptr:
-        context.memory._refuse_moving()
+        context.memory._refuse_moving(TURNING | COPYING)
         context._snapshots.pop(seq_id, None)
         size = lib.llama_state_seq_get_size_ext(ptr, seq_id, lib.LLAMA_STATE_SEQ_FLAGS_ON_DEVICE)
         _written(size, size)
@@ -209,7 +211,7 @@ def restore(context: Context, snapshot: Snapshot, seq_id: int | None) -> None:
     if seq_id is None:
         seq_id = snapshot.seq_id
     with context._handle as ptr:
-        context.memory._refuse_moving(COPY)
+        context.memory._refuse_moving(COPYING)
         if context._snapshots.get(snapshot.seq_id) is not snapshot:
             raise StateError(f"a later snapshot of sequence {snapshot.seq_id} has taken the place of this one")
         blob = snapshot._blob
