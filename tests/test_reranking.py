@@ -536,3 +536,25 @@ def test_a_special_token_that_is_not_there(tmp_path: Path) -> None:
     write_qwen3(tmp_path / "missing.gguf", change)
     with og.Model(tmp_path / "missing.gguf") as model, pytest.raises(og.TokenizeError, match="sep"):
         og.Reranker(model)
+
+
+@pytest.mark.parametrize(("name", "key"), [("bos", "bos"), ("sep", "seperator")])
+def test_a_vocabulary_that_lacks_what_it_adds(name: str, key: str, tmp_path: Path, run_child: RunChild) -> None:
+    """Where llama.cpp aborts over a token to add that is not there, it is a TokenizeError that names it."""
+    write_bert(tmp_path / "lacks.gguf", {f"tokenizer.ggml.{key}_token_id": 99})
+    child = run_child(
+        """
+        import sys
+        import offgrid_llama as og
+        with og.Model(sys.argv[1]) as model:
+            assert model.vocab.tokenize("cat", add_special=False)
+            for use in (model.vocab.tokenize, lambda text: og.Reranker(model)):
+                try:
+                    use("cat")
+                except og.TokenizeError as error:
+                    print(error)
+        """,
+        tmp_path / "lacks.gguf",
+    )
+    assert child.returncode == 0, child.stderr[-500:]
+    assert child.stdout.count(f"wants {name} ") == 2

@@ -7,6 +7,7 @@ vocabulary, whose file is written anew with their name in it.
 from __future__ import annotations
 
 import functools
+import re
 import struct
 import threading
 import time
@@ -268,6 +269,9 @@ RUNS = """
     import offgrid_llama as og
     from offgrid_llama import vocab
 
+    sys.path.append(sys.argv[2])
+    from texts import mixed
+
     scale = int(sys.argv[1])
     vocab.MAX_RUN_BYTES //= scale
     vocab._DEEP_STACK_BYTES //= scale
@@ -281,9 +285,10 @@ RUNS = """
     texts["punctuation and newlines"] = texts["punctuation"] + texts["newlines"]
     texts["spaces and a letter"] = texts["spaces"] + "x"
     texts["words"] = "The quick brown fox jumps over the lazy dog " * (run // 20)
+    texts["many kinds"] = mixed(80 * 1024)  # bench/tokenizer_limits.py takes 16 MiB
     if scale == 1:
         texts = {"letters": texts["letters"]}
-    for path in sys.argv[2:]:
+    for path in sys.argv[3:]:
         with og.Model(path, vocab_only=True) as model:
             for kind, text in texts.items():
                 print(path, kind, flush=True)
@@ -298,7 +303,7 @@ RUNS = """
 
 
 def assert_alive(run_child: RunChild, scale: int, files: list[Path], refused: int) -> None:
-    child = run_child(RUNS, str(scale), *files, timeout=250)
+    child = run_child(RUNS, str(scale), Path(__file__).parent, *files, timeout=250)
     lines = child.stdout.splitlines()
     assert (child.returncode, lines[-1:]) == (0, ["alive"]), f"{lines[-1:]} {child.stderr[-500:]}"
     assert lines.count("refused") == refused, lines
@@ -317,6 +322,33 @@ def test_runs_at_the_limit_in_other_pre_tokenizers(llama_cpp_dir: Path, tmp_path
         files[-1].write_bytes(with_pre_tokenizer(vocabulary_file(llama_cpp_dir, "gpt-2"), name))
     # exaone-moe takes words and the spaces between them as one, superbpe looks ahead over all digits from each digit.
     assert_alive(run_child, 128, files, refused=2)
+
+
+def test_too_many_special_tokens(gemma: og.Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    """llama.cpp takes the square of the number of tokens that it finds before words: over a limit they are refused."""
+    monkeypatch.setattr(vocab_module, "MAX_SPECIAL_TOKENS", 1000)
+    words = "hello world " * 6000
+    assert gemma.vocab.tokenize("\n\na" * 1000 + words)
+    with pytest.raises(og.TokenizeError, match="special tokens"):
+        gemma.vocab.tokenize("\n\na" * 1001 + words)
+    control = "<end_of_turn>a" * 1001 + words  # text, unless it is parsed
+    assert gemma.vocab.tokenize(control)
+    with pytest.raises(og.TokenizeError, match="special tokens"):
+        gemma.vocab.tokenize(control, parse_special=True)
+    assert gemma.vocab.tokenize("\n\n<b><b>" * 200 + words + "\n" * 2000)  # one token of many newlines
+
+
+def test_runs_that_are_no_tokens(gemma: og.Model, vocabulary: Callable[[str], og.Vocab]) -> None:
+    """SentencePiece in llama.cpp takes the square of a run of characters that are no tokens: long ones are refused."""
+    for vocab, char in [(gemma.vocab, "\0"), (vocabulary("llama-spm"), "\n")]:
+        with pytest.raises(og.TokenizeError, match="100,000 characters in a row that are no tokens"):
+            vocab.tokenize("some words " + char * 100_000)
+        with pytest.raises(og.TokenizeError, match="10,000 characters in a row"):
+            vocab.tokenize("some words " * 100_000 + char * 10_000)
+        assert len(vocab.tokenize("some words " + char * 66_000)) > 66_000
+        assert vocab.tokenize("some words " * 7000 + f"{char * 30}a" * 100)
+    assert vocabulary("llama-bpe").tokenize("\n" * 200_000)
+    assert gemma.vocab.tokenize("a" * 200_000)
 
 
 @pytest.mark.parametrize("name", ["deepseek-coder", "deepseek-llm", "falcon", "gpt-neox"])
@@ -403,6 +435,18 @@ def test_longer_texts_are_refused(smollm2: og.Model) -> None:
     """A text over MAX_TEXT_BYTES is refused before anything is done with it."""
     with pytest.raises(og.TokenizeError, match="at once"):
         smollm2.vocab.tokenize(b"a " * (vocab_module.MAX_TEXT_BYTES // 2 + 1))
+
+
+@examples
+@given(st.integers(0, 3000), st.integers(1025, 4000), st.integers(0, 3000), st.sampled_from([b"a", b" ", b"\n"]))
+@example(0, 1025, 0, b"a")
+@example(511, 1025, 3000, b" ")
+def test_no_long_run_is_missed(before: int, length: int, after: int, char: bytes) -> None:
+    """A stretch too long for the common stack is measured exactly, wherever it is."""
+    around = b"a b c " if char != b"a" else b" b  c"
+    text = (around * 600)[:before] + char * length + (around * 600)[:after]
+    expected = max(len(match) for match in re.findall(rb"\s+|\S+", text))
+    assert vocab_module._longest_run(text) == expected >= length
 
 
 def test_measuring_runs_is_quick_for_spaces() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import threading
 from collections.abc import Sequence
+from itertools import islice
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ._capi import ffi, lib
@@ -17,13 +18,24 @@ if TYPE_CHECKING:
 
     from .model import Model
 
-__all__ = ["MAX_TEXT_BYTES", "Vocab"]
+__all__ = ["MAX_BYTES_TIMES_RUN", "MAX_RUN_BYTES", "MAX_SPECIAL_TOKENS", "MAX_TEXT_BYTES", "Vocab"]
 
 MAX_TEXT_BYTES = 64 * 1024 * 1024
 """Longest text that tokenize() takes, in bytes of UTF-8."""
 
 MAX_RUN_BYTES = 1024 * 1024
 """Longest stretch of text without a space, or of spaces alone, in bytes of UTF-8."""
+
+MAX_SPECIAL_TOKENS = 65_536
+"""Most tokens of one text that are found before words are: user-defined ones, and control tokens that are parsed."""
+
+MAX_BYTES_TIMES_RUN = 2**33
+"""With SentencePiece: a text's bytes, times the most characters in a row that are no tokens, such as 90,000 newlines."""
+
+# llama.cpp takes the square of the two above: std::distance over the list of fragments for each special token
+# (llama-vocab.cpp, tokenizer_st_partition), and a reserve() of no more than is needed for each character that is no token
+# (llm_tokenizer_spm_session::resegment), which copies all tokens before it.
+_SURELY_QUICK_BYTES = 64 * 1024
 
 # Some pre-tokenizers go through std::regex, which recurses for each character of a match, some 200 bytes of stack each.
 _SHORT_RUN_BYTES = 1024
@@ -37,6 +49,7 @@ _OTHER_RUNS: dict[str, tuple[re.Pattern[bytes], str, int | None]] = {
 }
 
 
+_SPACE, _NO_SPACE = re.compile(rb"\s"), re.compile(rb"\S")
 _T = TypeVar("_T")
 _stack_size_lock = threading.Lock()
 
@@ -57,6 +70,8 @@ class Vocab:
         self._model = model
         self._handle = model._handle
         self._pieces: dict[int, bytes] = {}  # of the tokens that were asked for
+        self._characters: set[str] = set()  # that are tokens; filled by _special_texts()
+        self._specials: dict[bool, list[bytes]] = {}
         with self._handle as ptr:
             self._ptr = vocab = lib.llama_model_get_vocab(ptr)
             self.n_tokens: int = lib.llama_vocab_n_tokens(vocab)
@@ -73,6 +88,10 @@ class Vocab:
             self.sep, self.nl, self.pad, self.mask = special("sep"), special("nl"), special("pad"), special("mask")
             self.fim_pre, self.fim_suf, self.fim_mid = special("fim_pre"), special("fim_suf"), special("fim_mid")
             self.fim_pad, self.fim_rep, self.fim_sep = special("fim_pad"), special("fim_rep"), special("fim_sep")
+        added = {"bos": self.add_bos, "eos": self.add_eos}
+        if self.type is VocabType.WPM:
+            added = {"bos": True, "sep": True}
+        self._missing = " and ".join(name for name, wanted in added.items() if wanted and getattr(self, name) is None)
 
     def __len__(self) -> int:
         return self.n_tokens
@@ -84,7 +103,8 @@ class Vocab:
         """Return the token ids of ``text`` (``llama_tokenize``). Safe to call from several threads.
 
         Args:
-            text: str, or bytes that are valid UTF-8; at most MAX_TEXT_BYTES, and MAX_RUN_BYTES without a space.
+            text: str, or bytes that are valid UTF-8; at most MAX_TEXT_BYTES, and MAX_RUN_BYTES without a space. See
+                MAX_SPECIAL_TOKENS and MAX_BYTES_TIMES_RUN for texts that no person writes.
             add_special: add the tokens that the model wants at the beginning and at the end, such as BOS.
             parse_special: read ``<s>`` and the like as control tokens. Leave it False for text from users.
 
@@ -100,23 +120,16 @@ class Vocab:
         else:
             raise TypeError(f"text must be str or bytes, not {type(text).__name__}")
         self._refuse_none()
-        if add_special:
-            self._refuse_missing_specials()
+        if add_special and self._missing:
+            raise TokenizeError(
+                f"{self._handle.name} wants {self._missing} added and has no such token; use add_special=False"
+            )
         if len(data) > MAX_TEXT_BYTES:
             raise TokenizeError(f"text has {len(data):,} bytes; at most {MAX_TEXT_BYTES:,} can be tokenized at once")
 
         pre = self._model.metadata.get("tokenizer.ggml.pre", "")
         if pre == "whitespace":  # its words are spaces too, and llama.cpp aborts on one that is longer than a space
             data = " ".join(re.split(r"\s+", data.decode("utf-8"))).encode("utf-8")
-
-        def run() -> tuple[Any, int]:
-            with self._handle:
-                return filled(
-                    lambda tokens, size: lib.llama_tokenize(
-                        self._ptr, data, len(data), tokens, size, add_special, parse_special
-                    ),
-                    "llama_token[]", len(data) // 2 + 8,
-                )  # fmt: skip
 
         run_bytes = _longest_run(data)
         if run_bytes > MAX_RUN_BYTES:
@@ -129,11 +142,22 @@ class Vocab:
             if other > (limit or MAX_RUN_BYTES):
                 raise TokenizeError(f"text has {other:,} {what}; at most {limit or MAX_RUN_BYTES:,} can be tokenized")
             run_bytes = max(run_bytes, other)
+        if len(data) > _SURELY_QUICK_BYTES:
+            self._refuse_squares(data, parse_special)
         try:
-            tokens, count = run() if run_bytes <= _SHORT_RUN_BYTES else _on_deep_stack(run)
+            if run_bytes <= _SHORT_RUN_BYTES:
+                return self._tokenize(data, add_special, parse_special)
+            return _on_deep_stack(lambda: self._tokenize(data, add_special, parse_special))
         except (NativeError, OverflowError) as error:
             raise TokenizeError(f"the text of {len(data):,} bytes could not be tokenized: {error}") from error
-        return list(ffi.unpack(tokens, count)) if count else []
+
+    def _tokenize(self, data: bytes, add_special: bool, parse_special: bool) -> list[int]:
+        def call(tokens: Any, size: int) -> int:
+            return int(lib.llama_tokenize(self._ptr, data, len(data), tokens, size, add_special, parse_special))
+
+        with self._handle:  # there are hardly ever more tokens than bytes: it is not done twice
+            tokens, count = filled(call, "llama_token[]", len(data) + 8)
+        return ffi.unpack(tokens, count) if count else []
 
     def detokenize(self, tokens: Sequence[int], *, remove_special: bool = False, unparse_special: bool = False) -> str:
         """Return the text of ``tokens`` (``llama_detokenize``); bytes that are no UTF-8 become U+FFFD.
@@ -143,9 +167,12 @@ class Vocab:
             remove_special: leave out the tokens that ``add_special=True`` adds.
             unparse_special: write control tokens as their text; by default they give nothing.
         """
-        ids = [self._id(f"tokens[{i}]", token) for i, token in enumerate(tokens)]
+        ids = tokens if type(tokens) is list else list(tokens)
         if not ids:
             return ""
+        self._refuse_none()
+        if {*map(type, ids)} != {int} or min(ids) < 0 or max(ids) >= self.n_tokens:
+            ids = [self._id(f"tokens[{i}]", token) for i, token in enumerate(ids)]
         c_ids = ffi.new("llama_token[]", ids)
         with self._handle:
             text, count = filled(
@@ -154,7 +181,7 @@ class Vocab:
                 ),
                 "char[]", 8 * len(ids) + 16,
             )  # fmt: skip
-        return bytes(ffi.buffer(text, count)).decode("utf-8", "replace")
+        return str(ffi.buffer(text, count), "utf-8", "replace")
 
     def piece(self, token: int, *, special: bool = False, lstrip: int = 0) -> bytes:
         """Return the bytes that ``token`` stands for (``llama_token_to_piece``).
@@ -216,15 +243,43 @@ class Vocab:
         if self.type is VocabType.NONE:
             raise TokenizeError(f"{self._handle.name} has no vocabulary")
 
-    def _refuse_missing_specials(self) -> None:
-        wanted = {"bos": self.add_bos, "eos": self.add_eos}
-        if self.type is VocabType.WPM:
-            wanted = {"bos": True, "sep": True}
-        missing = [name for name, needed in wanted.items() if needed and getattr(self, name) is None]
-        if missing:
+    def _refuse_squares(self, data: bytes, parse_special: bool) -> None:
+        """Raise for texts of which llama.cpp would take the square."""
+        specials = self._special_texts(parse_special)
+        # There are no more of them than of their beginnings, which are quicker to count.
+        if sum(map(data.count, {text[:2] for text in specials})) > MAX_SPECIAL_TOKENS:
+            pattern = re.compile(b"|".join(map(re.escape, specials)))
+            if next(islice(pattern.finditer(data), MAX_SPECIAL_TOKENS, None), None):
+                raise TokenizeError(f"text has more than {MAX_SPECIAL_TOKENS:,} special tokens: tokenize it in parts")
+        if self.type is not VocabType.SPM:
+            return
+        text = data.decode("utf-8")
+        marks = {0: " "} | dict.fromkeys(map(ord, set(text) - self._characters), "\0")
+        longest = max(map(len, re.findall("\0+", text.translate(marks))), default=0)
+        if longest * len(data) > MAX_BYTES_TIMES_RUN:
             raise TokenizeError(
-                f"{self._handle.name} wants {' and '.join(missing)} added and has no such token; use add_special=False"
+                f"text of {len(data):,} bytes has {longest:,} characters in a row that are no tokens; at most "
+                f"{MAX_BYTES_TIMES_RUN // len(data):,} can be tokenized in a text of that size"
             )
+
+    def _special_texts(self, parse_special: bool) -> list[bytes]:
+        """Return the tokens, longest first, that llama.cpp looks for before it splits a text into words."""
+        if not self._specials:
+            parsed, special = TokenAttr.CONTROL | TokenAttr.UNKNOWN, {False: set[bytes](), True: set[bytes]()}
+            characters = {" "}
+            with self._handle:
+                for token in range(self.n_tokens):
+                    text = ffi.string(lib.llama_vocab_get_text(self._ptr, token))
+                    if len(text) <= 4 and len(character := text.decode("utf-8", "replace")) == 1:
+                        characters.add(character)
+                    attr = lib.llama_vocab_get_attr(self._ptr, token)
+                    if attr & (parsed | TokenAttr.USER_DEFINED) and text:
+                        special[True].add(text)
+                        if not attr & parsed:
+                            special[False].add(text)
+            self._characters = characters
+            self._specials = {parse: sorted(texts, key=len, reverse=True) for parse, texts in special.items()}
+        return self._specials[parse_special]
 
     def _id(self, name: str, token: int) -> int:
         self._refuse_none()
@@ -237,7 +292,12 @@ def _longest_run(data: bytes) -> int:
     """Return the length of the longest stretch with no change between space and no space; short ones may give less."""
     if len(data) <= _SHORT_RUN_BYTES:
         return len(data)
-    return max(map(len, [*data.split(), *re.findall(rb"\s\s+", data)]), default=0)
+    step = _SHORT_RUN_BYTES // 2  # a longer stretch goes through one of these places, and on for as much
+    for at in range(0, len(data) - step + 1, step):
+        change = _NO_SPACE if data[at : at + 1].isspace() else _SPACE
+        if not change.search(data, at, at + step):
+            return max(map(len, [*data.split(), *re.findall(rb"\s\s+", data)]), default=0)
+    return 0
 
 
 def _on_deep_stack(run: Callable[[], _T]) -> _T:
