@@ -18,8 +18,16 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "src" / "offgrid_llama"
 PAGE = ROOT / "docs" / "reference.md"
-INTERNAL = {"_handle", "_check", "placement"}  # nobody looks for a function there
-BY_NAME = {r"llama_vocab_(bos|eos|eot|sep|nl|pad|mask|fim_\w+)": "Vocab"}  # through getattr
+BY_HAND = {  # through getattr, in a private function, or named by others as well
+    r"llama_vocab_(bos|eos|eot|sep|nl|pad|mask|fim_\w+|type)": "Vocab",
+    r"llama_model_load_from_\w+|llama_split_path": "Model",
+    r"llama_init_from_model|llama_pooling_type": "Context",
+    r"llama_state_(seq_)?get_(size|data)": "Context.save_state",
+    r"llama_state_(seq_)?set_data": "Context.load_state",
+    r"llama_state_seq_get_(size|data)_ext": "Context.snapshot",
+    r"llama_state_seq_set_data_ext": "Context.restore",
+    r"llama_supports_(mlock|rpc)": "backend.supports",
+}
 RAW = {
     r"llama_opt_\w+": "training; for later",
     r"llama_batch_ext_\w+|llama_process": "the batch to come, experimental in llama.h; Batch fills a llama_batch",
@@ -38,6 +46,11 @@ RAW = {
     r"llama_log_set": 'the log goes to logging.getLogger("offgrid_llama.llama_cpp")',
     r"llama_set_embeddings": "Context(embeddings=...): what can be read depends on it",
     r"llama_adapter_meta_val_str": "LoRA.metadata has all",
+    r"llama_adapter_lora_init_from_file_ptr": "LoRA takes a path",
+    r"llama_model_meta_(val|key)_str": "Model.metadata has all",
+    r"llama_max_tensor_buft_overrides": "the array may be of any length",
+    r"llama_sampler_name": "Sampler.name is known when it is made",
+    r"llama_split_prefix": "Model reads split.count and split.no instead",
     r"llama_detach_threadpool": "a context has its pool for life",
     r"llama_(set_abort_callback|get_model|n_rs_seq)": "set or known when the context is made",
     r"llama_(flash_attn_type|load_mode)_(name|from_str)": "the enums of params have names",
@@ -53,13 +66,21 @@ def declared() -> list[str]:
     return list(dict.fromkeys(found))
 
 
+def exported() -> set[str]:
+    """Return the names that offgrid_llama exports."""
+    text = (PACKAGE / "__init__.py").read_text(encoding="utf-8")
+    return set(re.findall(r'"(\w+)"', text[text.index("__all__ = [") : text.index("]  # fmt: skip")]))
+
+
 def public(path: Path) -> Iterator[tuple[str, ast.AST]]:
     """Yield each public name of a file with its node; a class stands for its private methods as well."""
     module = ".".join(path.relative_to(PACKAGE).with_suffix("").parts)
-    prefix = {"sampling": "samplers.", "rpc": "rpc.", "store": "store."}.get(module, "")
+    prefix = {"sampling": "samplers.", "rpc": "rpc.", "backend": "backend.", "params": ""}.get(module)
     for node in ast.parse(path.read_text(encoding="utf-8")).body:
-        if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and not node.name.startswith("_"):
-            name = node.name if isinstance(node, ast.ClassDef) else prefix + node.name
+        if not isinstance(node, (ast.FunctionDef, ast.ClassDef)) or node.name.startswith("_"):
+            continue
+        if prefix is not None or node.name in exported():
+            name = node.name if isinstance(node, ast.ClassDef) else (prefix or "") + node.name
             if isinstance(node, ast.ClassDef):
                 for member in node.body:
                     if isinstance(member, ast.FunctionDef) and not member.name.startswith("_"):
@@ -71,8 +92,6 @@ def homes() -> dict[str, list[str]]:
     """Return, for each function of llama.h that has any, the public names where it lives."""
     named, called = defaultdict(list), defaultdict(list)
     for path in sorted(PACKAGE.rglob("*.py")):
-        if path.stem in INTERNAL or path.parent.name in ("cli", "_capi"):
-            continue
         for name, node in public(path):
             text = ast.get_docstring(node) or ""  # type: ignore[arg-type]
             for function in re.findall(r"``(llama_\w+)``", text):
@@ -81,8 +100,8 @@ def homes() -> dict[str, list[str]]:
                 called[function].append(name)
     found = {}
     for function in declared():
-        where = named[function] or called[function]
-        where += [name for pattern, name in BY_NAME.items() if re.fullmatch(pattern, function) and not where]
+        by_hand = [name for pattern, name in BY_HAND.items() if re.fullmatch(pattern, function)]
+        where = by_hand or named[function] or called[function]
         # A method says it better than its class.
         found[function] = [
             name for name in dict.fromkeys(where) if not any(other.startswith(f"{name}.") for other in where)

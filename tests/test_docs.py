@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import re
 from pathlib import Path
 
@@ -60,3 +61,18 @@ def test_links_lead_somewhere(page: Path) -> None:
     """A link from one page to another file of the repository finds it."""
     targets = re.findall(r"\]\((?!https?://|#)([^)#]+)", page.read_text(encoding="utf-8"))
     assert [target for target in targets if not (page.parent / target).exists()] == []
+
+
+def test_the_reference_is_what_the_code_says() -> None:
+    """docs/reference.md has every bound function of llama.h: where it lives, or why nowhere; and is up to date."""
+    script = ROOT / "docs" / "make_reference.py"
+    spec = importlib.util.spec_from_file_location("make_reference", script)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    text = (ROOT / "docs" / "reference.md").read_text(encoding="utf-8")
+    assert text == module.page(), f"run python {script.relative_to(ROOT)}"
+    assert len(module.declared()) > 200
+    for function in module.declared():
+        assert f"| `{function}` |" in text

@@ -147,7 +147,7 @@ USES: dict[type, dict[str, Callable[[Any], Any] | None]] = {
         "array_length": lambda f: f.gguf.array_length("tokenizer.ggml.tokens"),
         "value_type": lambda f: f.gguf.value_type("general.architecture"),
         "copy": lambda f: f.gguf.copy("written"),
-        "copy_with": lambda f: f.gguf.copy_with(Path("written"), f.gguf, []),
+        "copy_with": lambda f: f.gguf.copy_with(Path("copied"), f.gguf, []),
         "opened": None,
         "tensors": lambda f: f.gguf.tensors(),
         "check": lambda f: f.gguf.check(),
