@@ -62,6 +62,13 @@ def write_gguf(path: Path, keys: Mapping[str, Value], tensors: Weights) -> None:
 
 def write_tiny_llama(path: Path, n_head: int = N_HEAD) -> Weights:
     """Write a GGUF file of a llama with random weights and no tokenizer; return the weights."""
+    keys, weights = tiny_llama(n_head)
+    write_gguf(path, keys, weights)
+    return weights
+
+
+def tiny_llama(n_head: int = N_HEAD) -> tuple[dict[str, Value], Weights]:
+    """Return the keys and the weights of such a file."""
     rng = np.random.default_rng(7)
     head = N_EMBD // n_head
 
@@ -87,7 +94,7 @@ def write_tiny_llama(path: Path, n_head: int = N_HEAD) -> Weights:
         for name in ("attn_norm", "ffn_norm"):
             weights[f"blk.{layer}.{name}.weight"] = 1 + 0.1 * rng.standard_normal(N_EMBD).astype(np.float32)
 
-    keys: dict[str, str | int | float] = {
+    keys: dict[str, Value] = {
         "general.architecture": "llama",
         "llama.context_length": 4096,
         "llama.embedding_length": N_EMBD,
@@ -100,9 +107,7 @@ def write_tiny_llama(path: Path, n_head: int = N_HEAD) -> Weights:
         "llama.vocab_size": N_VOCAB,
         "tokenizer.ggml.model": "none",
     }
-
-    write_gguf(path, keys, weights)
-    return weights
+    return keys, weights
 
 
 class Cell:
