@@ -350,7 +350,7 @@ lib.llama_state_seq_set_data(made, blob, size, 999)
     ),
     Hazard(
         "a buffer cannot be allocated in decode",
-        (("starved()", "NativeError", "bad_alloc"),),
+        (("starved()", "DecodeFailed", "insufficient memory"),),
         """
 made = context(n_ctx=4096, n_batch=512, n_ubatch=512)
 lib.llama_set_embeddings(made, True)

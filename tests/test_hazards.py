@@ -33,9 +33,8 @@ TESTS = Path(__file__).parent
 QUIET = {"OMP_WAIT_POLICY": "passive"}  # threads that wait for each other do not keep a busy machine busy
 
 PRELUDE = """
-import json, os, resource, sys
+import gc, json, os, resource, sys
 import offgrid_llama as og
-from offgrid_llama._capi import lib
 folder, name, rows = sys.argv[2], sys.argv[3], json.loads(sys.argv[4])
 model = og.Model(name)
 vocab = model.vocab
@@ -66,14 +65,15 @@ def of_file(name):
 
 def starved():
     global batch
-    fresh(og.Model(sys.argv[1]), n_batch=256)
-    lib.llama_set_embeddings(context._handle._ptr, True)  # more than was allocated for the outputs
-    batch = og.Batch(256)  # 50 MB of logits, more than malloc ever keeps for later
+    fresh(og.Model(sys.argv[1]), n_ctx=2048, n_batch=1024)
+    batch = og.Batch(1024)
+    batch.add_sequence([5] * 1024, logits="all")  # 200 MB of logits
+    gc.collect()  # what earlier rows have left
     with open("/proc/self/statm") as file:
         here = int(file.read().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (here, resource.RLIM_INFINITY))
     try:
-        context.decode(filled(256))
+        context.decode(batch)
     finally:
         resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
         context.memory.clear()
