@@ -34,6 +34,11 @@ class RunChild(Protocol):
         """Run ``source`` with ``args`` as ``sys.argv[1:]``; nothing is asserted about how it ends."""
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Let the figures of hazards.py be run in full: ``--hazard-cases=10000``."""
+    parser.addoption("--hazard-cases", type=int, help="how many cases each test of test_figures.py tries")
+
+
 def pytest_configure() -> None:
     """Write no core files, for some children die on purpose; and let children have Ctrl-C, which `cmd &` takes away."""
     signal.signal(signal.SIGINT, signal.default_int_handler)

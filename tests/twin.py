@@ -80,6 +80,13 @@ LETTERS: dict[str, Value] = {
 
 def write_tiny_llama(path: Path, n_head: int = N_HEAD, more: Mapping[str, Value] | None = None) -> Weights:
     """Write a GGUF file of a llama with random weights and no tokenizer, or with ``more`` keys; return the weights."""
+    keys, weights = tiny_llama(n_head)
+    write_gguf(path, {**keys, **(more or {})}, weights)
+    return weights
+
+
+def tiny_llama(n_head: int = N_HEAD) -> tuple[dict[str, Value], Weights]:
+    """Return the keys and the weights of such a file."""
     rng = np.random.default_rng(7)
     head = N_EMBD // n_head
 
@@ -117,11 +124,8 @@ def write_tiny_llama(path: Path, n_head: int = N_HEAD, more: Mapping[str, Value]
         "llama.attention.layer_norm_rms_epsilon": EPSILON,
         "llama.vocab_size": N_VOCAB,
         "tokenizer.ggml.model": "none",
-        **(more or {}),
     }
-
-    write_gguf(path, keys, weights)
-    return weights
+    return keys, weights
 
 
 class Cell:

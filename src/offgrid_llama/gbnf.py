@@ -1,18 +1,20 @@
 """Read a GBNF grammar before llama.cpp does (pure).
 
 llama.cpp's parser never returns from ``x{3,1}``, overflows the stack on deep nesting and long chains of rules, multiplies
-repetitions into gigabytes, and writes what it dislikes to stderr. This reader walks the same syntax (grammars/README.md of
-llama.cpp), builds nothing, and raises GrammarError with line and column for what would not parse or is over a limit.
+repetitions into gigabytes, compares every way to go on with every other, and writes what it dislikes to stderr. This reader
+walks the same syntax (grammars/README.md of llama.cpp), builds nothing of it but an outline, and raises GrammarError with
+line and column for what would not parse or is over a limit.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Generator
 from dataclasses import dataclass
 
 from .errors import GrammarError
 
-__all__ = ["MAX_BYTES", "MAX_DEPTH", "MAX_ELEMENTS", "MAX_REPETITIONS", "MAX_RULES", "Outline", "read_gbnf"]
+__all__ = ["MAX_BYTES", "MAX_DEPTH", "MAX_ELEMENTS", "MAX_REPETITIONS", "MAX_RULES", "MAX_WAYS", "Outline", "read_gbnf"]
 
 MAX_BYTES = 64 * 1024
 MAX_DEPTH = 100
@@ -23,6 +25,8 @@ MAX_REPETITIONS = 2000
 """Of one item, nested repetitions multiplied (MAX_REPETITION_THRESHOLD of llama-grammar.cpp)."""
 MAX_ELEMENTS = 500_000
 """Characters, classes and references of all rules with their repetitions written out, 8 bytes each."""
+MAX_WAYS = 4000
+"""Ways on from one place. llama.cpp keeps a stack for each and compares it with each, so deep stacks count for more."""
 
 _SPACE = re.compile(r"(?:[ \t]|#[^\r\n]*)*")
 _SPACE_AND_LINES = re.compile(r"(?:[ \t\r\n]|#[^\r\n]*)*")
@@ -43,6 +47,32 @@ class Outline:
     token_ids: frozenset[int]
 
 
+@dataclass
+class _Item:
+    """One item of a sequence: a terminal (None), a rule by name, or a group; how often, and whether it may be left out."""
+
+    what: str | _Alternatives | None
+    pos: int
+    times: int = 1
+    optional: bool = False
+    ways: _Ways | None = None  # once they are counted
+
+
+_Alternatives = list[list[_Item]]
+
+
+@dataclass(frozen=True)
+class _Ways:
+    """How many stacks llama.cpp makes of something that comes next, of how many elements in all."""
+
+    count: int = 0
+    size: int = 0
+    empty: bool = False  # whether what follows may come next, too
+
+    def followed_by(self, other: _Ways) -> _Ways:
+        return _Ways(self.count + other.count, self.size + other.size, other.empty) if self.empty else self
+
+
 def read_gbnf(text: str, root: str = "root") -> Outline:
     """Return the outline of a grammar that llama.cpp can read within its limits, or raise GrammarError."""
     return _Reader(text).read(root)
@@ -58,6 +88,8 @@ class _Reader:
         self.used: dict[str, int] = {}
         self.tokens: set[str] = set()
         self.token_ids: set[int] = set()
+        self.rules: dict[str, _Alternatives] = {}
+        self.sequences: _Alternatives = []  # of all rules and groups
 
     def fail(self, message: str, pos: int | None = None) -> GrammarError:
         pos = self.pos if pos is None else pos
@@ -79,6 +111,7 @@ class _Reader:
                 raise self.fail(f"rule {name!r} is not defined", pos)
         if root not in self.defined:
             raise GrammarError(f"the grammar has no rule {root!r} to begin with")
+        self.count_ways()
         return Outline(frozenset(self.defined), frozenset(self.tokens), frozenset(self.token_ids))
 
     def rule(self) -> None:
@@ -92,20 +125,23 @@ class _Reader:
             raise self.fail(f"more than {MAX_RULES:,} rules")
         self.symbol(name)
         self.defined.add(name)
-        self.alternates(0)
+        self.rules[name] = self.alternates(0)
         if self.pos < len(self.text) and self.text[self.pos] not in "\r\n":
             raise self.fail(f"{self.text[self.pos]!r} has no meaning here")
         self.space(lines=True)
 
-    def alternates(self, depth: int) -> None:
+    def alternates(self, depth: int) -> _Alternatives:
+        found = []
         while True:
-            self.sequence(depth)
+            found.append(self.sequence(depth))
             if not self.text.startswith("|", self.pos):
-                return
+                self.sequences += found
+                return found
             self.pos += 1
             self.space(lines=True)
 
-    def sequence(self, depth: int) -> None:
+    def sequence(self, depth: int) -> list[_Item]:
+        items: list[_Item] = []
         width = 0  # elements of the item before, which a repetition copies; 0: there is none
         weight = 1  # rules that its repetitions have made so far
         while self.pos < len(self.text):
@@ -113,10 +149,11 @@ class _Reader:
             if char in "*+?{":
                 if not width:
                     raise self.fail(f"{char!r} has nothing before it to repeat")
-                weight = self.repetition(char, width, weight)
+                weight = self.repetition(char, width, weight, items[-1] if items else None)
                 self.space(lines=depth > 0)
                 continue
             weight = 1
+            item = _Item(None, begin)
             if char == '"':
                 width = self.literal()
             elif char == "[":
@@ -125,7 +162,8 @@ class _Reader:
                 width = self.token()
             elif char == "(":
                 before = self.symbols
-                width = self.group(depth)
+                item.what = self.group(depth)
+                width = 1
                 weight = max(1, self.symbols - before)
             elif char == ".":
                 self.pos += 1
@@ -134,13 +172,17 @@ class _Reader:
                 self.pos = name.end()
                 self.symbol(name[0])
                 self.used.setdefault(name[0], begin)
+                item.what = name[0]
                 width = 1
             else:
-                return
+                break
+            if width:  # an empty string is nothing
+                items.append(item)
             self.grow(width, begin)
             self.space(lines=depth > 0)
+        return items
 
-    def repetition(self, char: str, width: int, weight: int) -> int:
+    def repetition(self, char: str, width: int, weight: int, item: _Item | None) -> int:
         begin = self.pos
         low, high = {"*": (0, None), "+": (1, None), "?": (0, 1), "{": (0, None)}[char]
         if char == "{":
@@ -155,6 +197,9 @@ class _Reader:
         if high is not None and low > high:
             raise self.fail(f"{{{low},{high}}}: the smaller number comes first", begin)
         times = high if high else max(low, 1)
+        if item is not None:
+            item.times *= times
+            item.optional = item.optional or low == 0
         if weight * times > MAX_REPETITIONS:
             raise self.fail(f"{weight * times:,} repetitions; the limit is {MAX_REPETITIONS:,}", begin)
         optional = 1 if high is None else high - low
@@ -210,18 +255,83 @@ class _Reader:
         self.pos = match.end()
         return 1
 
-    def group(self, depth: int) -> int:
+    def group(self, depth: int) -> _Alternatives:
         begin = self.pos
         if depth == MAX_DEPTH:
             raise self.fail(f"more than {MAX_DEPTH} nested groups")
         self.pos += 1
         self.symbols += 1
         self.space(lines=True)
-        self.alternates(depth + 1)
+        found = self.alternates(depth + 1)
         if not self.text.startswith(")", self.pos):
             raise self.fail("a group without an end", begin)
         self.pos += 1
-        return 1
+        return found
+
+    def count_ways(self) -> None:
+        """Raise where llama.cpp would make too many stacks."""
+        done: dict[str, _Ways] = {}
+        for rule in self.rules:
+            # By hand instead of by calls: a chain may be as long as there are rules.
+            path = [(rule, self.ways(self.rules[rule]))] if rule not in done else []
+            answer = None
+            while path:
+                name, walk = path[-1]
+                # What leads back to itself is left recursion, which llama.cpp refuses before it makes stacks.
+                done.setdefault(name, _Ways())
+                try:
+                    wanted = walk.send(answer)
+                except StopIteration as end:
+                    answer = done[name] = end.value
+                    path.pop()
+                else:
+                    answer = done.get(wanted)
+                    if answer is None:
+                        path.append((wanted, self.ways(self.rules[wanted])))
+        for sequence in self.sequences:
+            ahead = _Ways()
+            for item in reversed(sequence):  # a place in the middle is a beginning as soon as text has led to it
+                walk = self.item_ways(item)
+                answer = None
+                try:
+                    while True:
+                        answer = done[walk.send(answer)]
+                except StopIteration as end:
+                    ahead = end.value.followed_by(ahead)
+                self.refuse(ahead, item.pos)
+
+    def ways(self, alternatives: _Alternatives) -> Generator[str, _Ways | None, _Ways]:
+        """Return how these may begin; ask for rules by yielding their names."""
+        total = _Ways()
+        for sequence in alternatives:
+            here = _Ways(empty=True)
+            for item in sequence:
+                here = here.followed_by((yield from self.item_ways(item)))
+                self.refuse(here, item.pos)
+                if not here.empty:
+                    break
+            total = _Ways(total.count + here.count, total.size + here.size, total.empty or here.empty)
+            if sequence:
+                self.refuse(total, sequence[0].pos)
+        return total
+
+    def item_ways(self, item: _Item) -> Generator[str, _Ways | None, _Ways]:
+        if item.ways is not None:
+            return item.ways
+        if item.what is None:
+            ways = _Ways(1, 1)
+        else:
+            ways = (yield item.what) or _Ways() if isinstance(item.what, str) else (yield from self.ways(item.what))
+            ways = _Ways(ways.count, ways.size + ways.count, ways.empty)  # each stack has the place behind it as well
+        times = item.times if ways.empty else 1
+        item.ways = _Ways(times * ways.count, times * ways.size, ways.empty or item.optional)
+        return item.ways
+
+    def refuse(self, ways: _Ways, pos: int) -> None:
+        if ways.count * ways.size > MAX_WAYS**2:
+            raise self.fail(
+                f"too many ways to go on, {ways.count:,}; the limit is {MAX_WAYS:,}, fewer where rules are deep", pos
+            )
 
     def symbol(self, name: str) -> None:
         if name not in self.defined and name not in self.used:

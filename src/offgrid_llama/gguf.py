@@ -31,6 +31,9 @@ __all__ = ["GGUF", "Tensor", "Value", "c_file", "is_open_file"]
 MAX_LAYERS = 512  # LLAMA_MAX_LAYERS and LLAMA_MAX_EXPERTS of llama-hparams.h: above them llama.cpp aborts
 MAX_EXPERTS = 1024
 MAX_VOCAB = 2**24  # of a model without a tokenizer llama.cpp makes up as many tokens, some 100 bytes each
+MAX_HEADS = 2**16 - 1  # and values in a head: llama.cpp multiplies the two in 32 bits
+_NO_WEIGHTS = frozenset({"i8", "i16", "i32", "i64", "f64", "q8_1", "q8_K"})  # ggml multiplies with none of these
+_TABLES = ("d2t", "d2t.weight", "tid2eid.weight")  # of token or expert ids
 _SAMPLE_BYTES = 4096
 _CHUNK = 16 * 1024 * 1024
 _ROPE_SCALING = ("none", "linear", "yarn", "longrope")
@@ -349,6 +352,11 @@ class GGUF(Owner, Mapping[str, Value]):
             ("expert_count", experts, 0 <= experts <= MAX_EXPERTS),
             ("expert_used_count", used, 0 < used <= experts if experts > 0 else used == 0),
             ("expert_group_count", groups, 0 <= groups < experts if experts > 0 else groups == 0),
+            *(
+                (f"attention.{name}", (size := hparam(f"attention.{name}")), 0 <= size <= MAX_HEADS)
+                for name in ("head_count", "head_count_kv", "key_length", "value_length")
+            ),
+            ("pooling_type", (pooling := hparam("pooling_type")), 0 <= pooling <= lib.LLAMA_POOLING_TYPE_RANK),
         ]
         if groups > 1:
             rules.append(("expert_group_count", groups, experts % groups == 0))
@@ -362,6 +370,12 @@ class GGUF(Owner, Mapping[str, Value]):
         for name, value, good in rules:
             if not good:
                 raise GGUFError(f"{self.path}: {architecture}.{name} = {value} is not possible")
+        for tensor in self.tensors():
+            added = tensor.name.endswith(("norm.weight", ".bias"))  # or multiplied one by one, which ggml does in f32
+            if (tensor.type in _NO_WEIGHTS and not tensor.name.endswith(_TABLES)) or (added and tensor.type != "f32"):
+                raise GGUFError(
+                    f"{self.path}: {tensor.name} has the type {tensor.type}, which ggml cannot compute with"
+                )
         tokens = self._keys.get("tokenizer.ggml.tokens", -1)
         with self._handle as ptr:
             if tokens >= 0 and lib.gguf_get_kv_type(ptr, tokens) == lib.GGUF_TYPE_ARRAY:
