@@ -619,8 +619,12 @@ FILES = [
             ("pooling_type that llama.cpp does not know", "odd-pooling", "pooling_type"),
             ("a matrix of integers", "integers", "ffn_gate.weight"),
             ("weights of a norm that are not f32", "half-norm", "output_norm.weight"),
-            ("tensors that begin between multiples of 32 bytes", "unaligned", "multiple of 32"),
         ]
+    ),
+    Hazard(
+        "GGUF: tensors that begin between multiples of 32 bytes, mapped",
+        (("of_file('unaligned.gguf')", "ModelLoadError", "multiple of 32"),),
+        "use(load(folder + '/unaligned.gguf'))",
     ),
     Hazard(
         "LoRA: wrong value types",
