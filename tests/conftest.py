@@ -35,8 +35,9 @@ class RunChild(Protocol):
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Let the figures of hazards.py be run in full: ``--hazard-cases=10000``."""
+    """Let tests that try many cases try more: ``--hazard-cases=10000``, ``--machine-steps=100000``."""
     parser.addoption("--hazard-cases", type=int, help="how many cases each test of test_figures.py tries")
+    parser.addoption("--machine-steps", type=int, default=10_000, help="steps of test_machine.py, 10,000 by default")
 
 
 def pytest_configure() -> None:

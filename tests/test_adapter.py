@@ -273,6 +273,29 @@ def test_a_state_belongs_to_its_adapters(
             other.load_state(state, 0)
 
 
+def test_a_state_knows_which_adapters_are_gone(
+    context: og.Context, tiny: og.Model, files: list[tuple[Path, Weights]]
+) -> None:
+    """A closed adapter is none of the context's any more, and two of one file are that file at the sum of their scales."""
+    compute(context)
+    plain = context.save_state(0)
+    with og.LoRA(tiny, files[0][0]) as one, og.LoRA(tiny, files[0][0]) as two:
+        context.set_loras({one: 0.5})
+        compute(context)
+        half = context.save_state(0)
+        context.set_loras({one: 0.25, two: 0.25})
+        context.load_state(half, 0)
+        context.set_loras({one: 0.5, two: 0.5})
+        with pytest.raises(og.StateError, match="adapters"):
+            context.load_state(half, 0)
+        two.close()
+        context.load_state(half, 0)
+        one.close()
+        with pytest.raises(og.StateError, match="adapters"):
+            context.load_state(half, 0)
+        context.load_state(plain, 0)
+
+
 # Control vectors ------------------------------------------------------------------------------------------------------
 
 

@@ -13,10 +13,15 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
+import twin
+from twin import EXACT, TOKENS
 
 import offgrid_llama as og
+from offgrid_llama._handle import Handle
 
 LONG = 8000
 
@@ -109,6 +114,53 @@ def test_cancel_stops_a_decode_on_another_thread(smollm2: og.Model) -> None:
         batch.add(5, 0, [0], logits=True)
         context.decode(batch)
         assert context.argmax(-1) >= 0
+
+
+def aborted(context: og.Context, batch: og.Batch) -> None:
+    """Decode with a cancel() that comes before the first operation."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Handle, "check_open", lambda _: setattr(context._cancel, "requested", 1))
+        with pytest.raises(og.Aborted):
+            context.decode(batch)
+
+
+@pytest.mark.parametrize("types", [EXACT, {"type_k": "q8_0", "n_threads": 1}], ids=["f32", "q8_0"])
+def test_keys_are_turned_once(types: dict[str, Any], tmp_path: Path) -> None:
+    """A decode that is stopped has turned all the keys of a shift, or none: the next one does not turn some twice."""
+    rows = []
+    twin.write_tiny_llama(tmp_path / "heads-of-64.gguf", n_head=1)
+    for stop in (False, True):
+        with og.Model(tmp_path / "heads-of-64.gguf") as model, og.Context(model, n_ctx=256, **types) as context:
+            twin.decode(context, TOKENS)
+            context.memory.remove(0, 0, 5)
+            context.memory.shift(0, 5, -1, -5)
+            if stop:
+                batch = og.Batch(1)
+                batch.add_sequence([9], 11)
+                aborted(context, batch)
+                assert context.memory.positions(0) == range(11)
+            rows.append(twin.decode(context, [7, 8], 11))
+    np.testing.assert_array_equal(rows[0], rows[1])
+
+
+@pytest.mark.parametrize("seq_ids", [[0, 1], [1, 0], [2, 0, 1]])
+def test_a_stopped_decode_leaves_nothing_in_any_sequence(
+    seq_ids: list[int], tiny: og.Model, weights: twin.Weights
+) -> None:
+    """Rows of several sequences that were not computed are in none of them."""
+    with og.Context(tiny, n_ctx=256, n_seq_max=3, kv_unified=True, **EXACT) as context:
+        batch = og.Batch(8)
+        for pos, token in enumerate(TOKENS[:4]):
+            batch.add(token, pos, seq_ids)
+        context.decode(batch)
+        batch.clear()
+        for pos, token in enumerate(TOKENS[4:8]):
+            batch.add(token, 4 + pos, seq_ids)
+        aborted(context, batch)
+        for seq in seq_ids:
+            assert context.memory.positions(seq) == range(4)
+            expected = twin.Twin(weights).sequence([*TOKENS[:4], 7])[-1:]
+            np.testing.assert_allclose(twin.decode(context, [7], 4, seq), expected, rtol=0, atol=twin.CLOSE)
 
 
 @pytest.mark.parametrize("owner", ["context", "model"])

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
-from twin import CLOSE, EXACT, N_VOCAB, TOKENS, Twin, Weights, decode, write_gguf
+from twin import CLOSE, EXACT, N_VOCAB, TOKENS, Twin, Weights, decode, write_gguf, write_tiny_llama
 
 import offgrid_llama as og
 from offgrid_llama.batch import MAX_POS
@@ -148,6 +148,31 @@ def test_a_part_can_be_copied_in_a_unified_cache(tiny: og.Model, weights: Weight
         pair.do("copy", 0, 1, 2, 9)
         assert pair.context.memory.positions(1) == range(2, 9)
         pair.decode([11, 12], 1)
+
+
+@BOTH
+def test_a_copy_replaces_what_was_there(unified: bool, tiny: og.Model, weights: Weights) -> None:
+    """What the other sequence had is forgotten, also where it is a copy already: no two tokens have one position."""
+    with Pair(tiny, weights, unified=unified) as pair:
+        pair.decode(TOKENS, 0)
+        pair.decode(TOKENS[::-1], 1)
+        pair.do("copy", 0, 1)
+        pair.do("copy", 0, 1)
+        pair.decode([5], 1)
+        fresh = Twin(weights).sequence([*TOKENS, 5])[-1]
+        np.testing.assert_allclose(pair.context.logits(-1).copy(), fresh, rtol=0, atol=CLOSE)
+
+
+def test_a_copied_part_replaces_that_part(tiny: og.Model, weights: Weights) -> None:
+    """In a unified cache the other sequence keeps what it has outside the range."""
+    with Pair(tiny, weights, unified=True) as pair:
+        pair.decode(TOKENS, 0)
+        pair.decode(TOKENS[::-1], 1)
+        pair.do("copy", 0, 1, 4, 9)
+        pair.decode([5], 1)
+        text = TOKENS[::-1][:4] + TOKENS[4:9] + TOKENS[::-1][9:]
+        assert [cell.pos for cell in pair.twin.cells if 1 in cell.seqs].count(4) == 1
+        assert pair.context.memory.positions(1) == range(len(text) + 1)
 
 
 @pytest.mark.parametrize(("p0", "p1"), [(1, -1), (0, 5), (-1, 5), (3, 4)])
@@ -359,6 +384,29 @@ def test_can_shift(tiny: og.Model, gemma: og.Model) -> None:
     for model in (tiny, gemma):
         with og.Context(model, n_ctx=256, n_threads=1) as context:
             assert context.memory.can_shift
+
+
+@pytest.mark.parametrize("type_k", ["q8_0", "q4_0"])
+def test_quantized_keys_that_cannot_be_moved(
+    type_k: str, tiny: og.Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Quantized keys in heads of 32 values are not moved, which would end the process; those in heads of 64 are."""
+    write_tiny_llama(tmp_path / "heads-of-64.gguf", n_head=1)
+    with og.Model(tmp_path / "heads-of-64.gguf") as model:
+        for owner, can in [(tiny, False), (model, True)]:
+            with og.Context(owner, n_ctx=256, type_k=type_k, n_threads=1) as context:
+                assert context.memory.can_shift is can
+                decode(context, TOKENS)
+                if can:
+                    context.memory.shift(0, 0, -1, 3)
+                    assert np.isfinite(decode(context, [5], 19)).all()
+                else:
+                    for name in ("shift", "divide"):
+                        with pytest.raises(og.ContextError, match="can_shift"):
+                            getattr(context.memory, name)(0, 0, -1, 3)
+        monkeypatch.setenv("LLAMA_ATTN_ROT_DISABLE", "1")
+        with og.Context(model, n_ctx=256, type_k=type_k, n_threads=1) as context:
+            assert not context.memory.can_shift
 
 
 def test_memory_dies_with_its_context(tiny: og.Model) -> None:

@@ -147,44 +147,55 @@ class Twin:
         self.cells: list[Cell] = []
 
     def _norm(self, x: Array, name: str) -> Array:
-        return np.asarray(x / np.sqrt(np.mean(x * x) + EPSILON) * self.weights[f"{name}.weight"])
+        return np.asarray(
+            x / np.sqrt(np.mean(x * x, axis=-1, keepdims=True) + EPSILON) * self.weights[f"{name}.weight"]
+        )
 
     @staticmethod
-    def _rope(x: Array, pos: int) -> Array:
+    def _rope(x: Array, pos: int | Array) -> Array:
         angle = pos * 10000.0 ** (-2 * np.arange(HEAD // 2) / HEAD)
         turned = np.empty_like(x)
         turned[..., ::2] = x[..., ::2] * np.cos(angle) - x[..., 1::2] * np.sin(angle)
         turned[..., 1::2] = x[..., ::2] * np.sin(angle) + x[..., 1::2] * np.cos(angle)
         return turned
 
-    def decode(self, token: int, pos: int, seqs: Sequence[int] = (0,)) -> Array:
-        """Add a token and return its logits."""
-        x = self.weights["token_embd.weight"][token]
-        cell = Cell(pos, seqs)
-        self.cells.append(cell)
-        seen = [other for other in self.cells if other.pos <= pos and other.seqs & cell.seqs]
+    def batch(self, rows: Sequence[tuple[int, int, Sequence[int]]]) -> Array:
+        """Add (token, position, sequences) of each row, and return the logits of each."""
+        new = [Cell(pos, seqs) for _, pos, seqs in rows]
+        self.cells = cells = self.cells + new
+        places = np.array([cell.pos for cell in cells])
+        owners = np.array([sum(1 << seq for seq in cell.seqs) for cell in cells])
+        begin = len(cells) - len(new)
+        seen = (places <= places[begin:, None]) & (owners & owners[begin:, None] != 0)
+        x = self.weights["token_embd.weight"][[token for token, _, _ in rows]]
         for layer in range(N_LAYER):
 
-            def matrix(name: str, layer: int = layer) -> Array:
-                return self.weights[f"blk.{layer}.{name}.weight"]
+            def times(h: Array, name: str, layer: int = layer) -> Array:
+                return np.asarray(h @ self.weights[f"blk.{layer}.{name}.weight"].T)
 
             h = self._norm(x, f"blk.{layer}.attn_norm")
-            cell.keys.append(matrix("attn_k") @ h)
-            cell.values.append(matrix("attn_v") @ h)
-            query = self._rope((matrix("attn_q") @ h).reshape(N_HEAD, HEAD), pos)
-            keys = np.array([self._rope(other.keys[layer], other.pos) for other in seen])
-            values = np.array([other.values[layer] for other in seen])
-            score = query @ keys.T / np.sqrt(HEAD)
-            score = np.exp(score - score.max(axis=1, keepdims=True))
-            x = x + matrix("attn_output") @ (score / score.sum(axis=1, keepdims=True) @ values).ravel()
+            for cell, key, value in zip(new, times(h, "attn_k"), times(h, "attn_v"), strict=True):
+                cell.keys.append(key)
+                cell.values.append(value)
+            query = self._rope(times(h, "attn_q").reshape(len(rows), N_HEAD, HEAD), places[begin:, None, None])
+            keys = self._rope(np.array([cell.keys[layer] for cell in cells]), places[:, None])
+            values = np.array([cell.values[layer] for cell in cells])
+            score = np.where(seen[:, None], query @ keys.T / np.sqrt(HEAD), -np.inf)
+            score = np.exp(score - score.max(axis=-1, keepdims=True))
+            mixed = score / score.sum(axis=-1, keepdims=True) @ values
+            x = x + times(mixed.reshape(len(rows), -1), "attn_output")
             h = self._norm(x, f"blk.{layer}.ffn_norm")
-            gate = matrix("ffn_gate") @ h
-            x = x + matrix("ffn_down") @ (gate / (1 + np.exp(-gate)) * (matrix("ffn_up") @ h))
-        return np.asarray(self.weights["output.weight"] @ self._norm(x, "output_norm"))
+            gate = times(h, "ffn_gate")
+            x = x + times(gate / (1 + np.exp(-gate)) * times(h, "ffn_up"), "ffn_down")
+        return np.asarray(self._norm(x, "output_norm") @ self.weights["output.weight"].T)
+
+    def decode(self, token: int, pos: int, seqs: Sequence[int] = (0,)) -> Array:
+        """Add a token and return its logits."""
+        return np.asarray(self.batch([(token, pos, seqs)])[0])
 
     def sequence(self, tokens: Sequence[int], pos: int = 0, seq_id: int = 0) -> Array:
         """Add the tokens of one sequence and return the logits of each."""
-        return np.array([self.decode(token, pos + i, [seq_id]) for i, token in enumerate(tokens)])
+        return self.batch([(token, pos + i, [seq_id]) for i, token in enumerate(tokens)])
 
     def positions(self, seq_id: int) -> range:
         there = [cell.pos for cell in self.cells if seq_id in cell.seqs]

@@ -183,10 +183,6 @@ def set_loras(context: Context, loras: Mapping[LoRA, float] | Iterable[LoRA]) ->
             for lora in wanted:
                 lora._users.add(context)  # whoever closes it from now on takes it away first
             _use(context, ptr, {lora: (pointer, wanted[lora]) for lora, pointer in zip(wanted, pointers, strict=True)})
-            vectors = {key: scale for key, scale in context._adapters.items() if key.startswith("vector")}
-            context._adapters = vectors | {
-                f"lora {lora._fingerprint}": scale for lora, scale in wanted.items() if scale
-            }
     before.clear()  # here, as the finalizer of one that nobody else holds needs the context
 
 
@@ -196,6 +192,12 @@ def _use(context: Context, ptr: Any, loras: dict[LoRA, tuple[Any, float]]) -> No
     lib.llama_set_adapters_lora(ptr, pointers, len(loras), scales)
     raise_caught()
     context._loras = loras
+    sums: dict[str, float] = {}  # two adapters may be one file
+    for lora, (_, scale) in loras.items():
+        key = f"lora {lora._fingerprint}"
+        sums[key] = sums.get(key, 0.0) + scale
+    vectors = {key: scale for key, scale in context._adapters.items() if key.startswith("vector")}
+    context._adapters = vectors | {key: scale for key, scale in sums.items() if scale}
 
 
 def _take_away(context: Context, lora_ptr: Any) -> None:

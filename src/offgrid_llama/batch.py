@@ -68,7 +68,8 @@ class Batch:
         Args:
             token: token id; the Context checks it against its vocabulary.
             pos: position in its sequences, from 0; a sequence's positions go on without a gap.
-            seq_ids: the sequences it belongs to, at least one, each once.
+            seq_ids: the sequences it belongs to, at least one, each once. Several must have the same tokens before it:
+                llama.cpp looks at those of any one of them.
             logits: whether ``context.logits(row)`` and samplers may read this row after the decode.
         """
         row = self._n

@@ -14,7 +14,7 @@ from ._check import decoded, not_null, number, raise_caught, sequence
 from ._handle import Handle, Owner
 from .backend import devices
 from .errors import ContextError
-from .memory import Memory
+from .memory import Memory, head_sizes
 from .params import (
     KV_TYPES,
     AttentionType,
@@ -44,6 +44,7 @@ __all__ = ["Context"]
 DEFAULT_N_CTX = 4096
 _MAIN_THREAD = threading.main_thread().ident
 _QUANT_BLOCK = 32  # all quantized KV types have blocks of 32
+_NODES_OF_A_TURN = 16  # of a layer, at most, when keys are turned: 5 where they are quantized, in one or two caches
 
 
 class Context(Owner):
@@ -117,8 +118,8 @@ class Context(Owner):
             n_ctx = min(model.n_ctx_train or DEFAULT_N_CTX, DEFAULT_N_CTX)
         if threadpool is not None and n_threads is None:
             n_threads = threadpool.n_threads
-        self.model = model
-        self.params = ContextParams(
+        self.model: Model = model
+        self.params: ContextParams = ContextParams(
             n_ctx=n_ctx, n_batch=n_batch, n_ubatch=n_ubatch, n_seq_max=n_seq_max, n_outputs_max=n_outputs_max,
             n_threads=n_threads, n_threads_batch=n_threads_batch, type_k=type_k, type_v=type_v,
             flash_attn_type=member("flash_attn_type", flash_attn_type, FlashAttention),
@@ -231,11 +232,15 @@ class Context(Owner):
                 self._step += 1
                 self._rows = frozenset(range(len(batch)) if self.params.embeddings else batch._rows)
                 moving, self._moving = self._moving, 0
+                if moving:  # llama.cpp would begin again with keys that were half turned
+                    cancel.deaf = _NODES_OF_A_TURN * self.model.n_layer
                 if self._threadpool is None:
                     code = function(ptr, batch._c[0])
                 else:
                     with self._threadpool._handle:
                         code = function(ptr, batch._c[0])
+                if moving:
+                    cancel.deaf = 0
                 if code or pending:
                     self._rows = frozenset()
                     self._moving = moving if code < 0 else 0
@@ -246,14 +251,22 @@ class Context(Owner):
                 batch._readers.pop()
 
     def _forget_unfinished(self, batch: Batch) -> None:
-        """Forget the states that a computation left half-way, which llama.h takes for finished."""
-        if not self.memory._ptr or not self.memory._has_state():
+        """Forget what a computation left half-way, and llama.h takes for finished."""
+        memory = self.memory._ptr
+        if not memory:
             return
-        seqs = batch._seq_ids()
-        if len(seqs) > 1:  # then the cells of others were to be moved as well
-            lib.llama_memory_clear(self.memory._ptr, False)
-        else:
-            lib.llama_memory_seq_rm(self.memory._ptr, min(seqs), -1, -1)
+        if self.memory._has_state():
+            seqs = batch._seq_ids()
+            if len(seqs) > 1:  # then the cells of others were to be moved as well
+                lib.llama_memory_clear(memory, False)
+            else:
+                lib.llama_memory_seq_rm(memory, min(seqs), -1, -1)
+            return
+        for row, seq_ids in batch._shared.items():  # of a row in several sequences llama.h forgets it in one
+            pos = batch._pos[row]
+            if pos > min(lib.llama_memory_seq_pos_max(memory, seq_id) for seq_id in seq_ids):
+                for seq_id in seq_ids:
+                    lib.llama_memory_seq_rm(memory, seq_id, pos, -1)
 
     def _check_batch(self, batch: Batch, whole: bool) -> None:
         n = len(batch)
@@ -522,15 +535,9 @@ def _refuse_sequences(model: Model, params: ContextParams) -> None:
 
 def _refuse_kv_cache(model: Model, params: ContextParams) -> None:
     """Raise for a KV cache that llama.cpp would abort on, or that the system would kill the process for."""
-    arch = model._architecture
-
-    def head(name: str) -> set[int]:
-        sizes = {model.metadata.get(f"{arch}.attention.{name}_length{suffix}", "") for suffix in ("", "_swa")}
-        return {int(size) for size in sizes if size.isdigit()} or {model.n_embd // max(model.n_head, 1)}
-
     per_cell = 0.0
-    for name, type_name, sizes in (("type_k", params.type_k, head("key")), ("type_v", params.type_v, head("value"))):
-        ggml_type = KV_TYPES[type_name]
+    for name, type_name, part in (("type_k", params.type_k, "key"), ("type_v", params.type_v, "value")):
+        ggml_type, sizes = KV_TYPES[type_name], head_sizes(model, f"attention.{part}_length")
         if lib.ggml_is_quantized(ggml_type) and any(size % _QUANT_BLOCK for size in sizes):
             raise ContextError(f"{name}={type_name!r} needs heads of a multiple of {_QUANT_BLOCK} values, not {sizes}")
         per_cell += model._kv_heads * max(sizes) * lib.ggml_type_size(ggml_type) / lib.ggml_blck_size(ggml_type)

@@ -6,17 +6,22 @@ Positions are half-open ranges [p0, p1); -1 means from the beginning, or to the 
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING
 
 from ._capi import lib
 from ._check import number, raise_caught, sequence
 from .batch import MAX_POS, MAX_TOKENS
 from .errors import ContextError, StateError
+from .params import KV_TYPES, ContextParams
 
 if TYPE_CHECKING:
     from .context import Context
+    from .model import Model
 
-__all__ = ["Memory"]
+__all__ = ["COPYING", "TURNING", "Memory", "head_sizes"]
+
+_BLOCK = 64  # values of a quantized key that are turned together
 
 TURNING, COPYING = 1, 2  # what the next decode is to do: turn keys to new positions, copy the data of streams
 
@@ -37,6 +42,7 @@ class Memory:
     def __init__(self, context: Context) -> None:
         self._context = context
         self._handle = context._handle
+        self._can_turn = _can_turn(context.model, context.params)
         with self._handle as ptr:
             self._ptr = lib.llama_get_memory(ptr)
 
@@ -181,11 +187,12 @@ class Memory:
 
     @property
     def can_shift(self) -> bool:
-        """Whether ``shift`` and ``divide`` work for this model (``llama_memory_can_shift``).
+        """Whether ``shift`` and ``divide`` work for this model and ``type_k`` (``llama_memory_can_shift``).
 
         False for recurrent and hybrid models, too: their state has no parts to move, and a copy shares it until it is
         decoded, so that llama.h would move one with the other. And for architectures whose keys llama.h would move wrong:
-        those with learned positions, with layers without RoPE, or with keys that are scaled after RoPE.
+        those with learned positions, with layers without RoPE, or with keys that are scaled after RoPE. Quantized keys can
+        be moved where heads have a multiple of 64 values, and RoPE turns all of them.
         """
         with self._handle:
             return self._can_shift(self._there())
@@ -198,7 +205,7 @@ class Memory:
             or model._architecture in _KEYS_THAT_STAY
             or (model.n_swa > 0 and model._architecture in _NO_ROPE_BESIDE_WINDOWS)
         )
-        return not stay and bool(lib.llama_memory_can_shift(memory))
+        return self._can_turn and not stay and bool(lib.llama_memory_can_shift(memory))
 
     def _has_streams(self) -> bool:
         """Return whether each sequence has cells of its own, which the next decode copies; deepseek4's always have some."""
@@ -234,3 +241,26 @@ class Memory:
     @staticmethod
     def _range(p0: int, p1: int) -> tuple[int, int]:
         return number("p0", p0, -1), number("p1", p1, -1)
+
+
+def head_sizes(model: Model, *keys: str) -> set[int]:
+    """Return what the model's metadata say of its heads under the first key that is there, or else their default."""
+    arch = model.metadata.get("general.architecture", "")
+    for key in keys:
+        values = [model.metadata.get(f"{arch}.{key}{suffix}", "") for suffix in ("", "_swa")]
+        if sizes := {int(value) for value in values if value.isdigit()}:
+            return sizes
+    return {model.n_embd // max(model.n_head, 1)}
+
+
+def _can_turn(model: Model, params: ContextParams) -> bool:
+    """Return whether keys of this type can be turned: quantized ones only whole, in heads of a multiple of 64 values.
+
+    Of others llama.cpp turns the wrong values, or follows a null pointer (``llama_kv_cache::build_rope_shift``).
+    """
+    if model.is_recurrent or not lib.ggml_is_quantized(KV_TYPES[params.type_k]):
+        return True
+    heads = head_sizes(model, "attention.key_length")
+    turned = head_sizes(model, "rope.dimension_count", "attention.key_length")
+    plain = os.environ.get("LLAMA_ATTN_ROT_DISABLE", "0") == "0"
+    return plain and len(heads) == 1 and turned == heads and not any(size % _BLOCK for size in heads)

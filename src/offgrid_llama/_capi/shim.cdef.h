@@ -10,6 +10,7 @@ typedef struct og_cancel {
     int32_t requested;     // set to 1 by any thread: stop at the next node of the graph
     int32_t poll_signals;  // 1 while the calling thread is Python's main thread
     int64_t next_poll_ms;  // when to look for signals next, by the coarse clock
+    int32_t deaf;          // nodes to compute before anything can stop it
 } og_cancel;
 bool og_should_abort(void * user_data);
 

@@ -109,11 +109,16 @@ typedef struct og_cancel {
     int32_t requested;
     int32_t poll_signals;
     int64_t next_poll_ms;
+    int32_t deaf;
 } og_cancel;
 
 // Called by ggml between the nodes of a graph, on the thread that called llama_decode, without the GIL.
 static bool og_should_abort(void * user_data) noexcept {
     auto * cancel = static_cast<og_cancel *>(user_data);
+    if (cancel->deaf > 0) {
+        cancel->deaf--;
+        return false;
+    }
     if (__atomic_load_n(&cancel->requested, __ATOMIC_RELAXED) != 0) {
         return true;
     }

@@ -1,0 +1,46 @@
+#!/usr/bin/env bash
+# Build llama.cpp and the extension so that they look at themselves, and run the tests on that build.
+#
+#   tests/sanitize.sh address       AddressSanitizer and UBSan: 100,000 steps of the machine, then the files of the nouns
+#   tests/sanitize.sh assertions    assert() on, in llama.cpp and in libstdc++: the whole suite
+#
+# More arguments go to pytest instead of these tests. Each build has a folder of its own, build/sanitize-KIND.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+kind=${1:?address or assertions}
+shift
+home=$PWD/build/sanitize-$kind
+case $kind in
+    address) flags="-fsanitize=address,undefined -fno-omit-frame-pointer" optimize="-O1 -g1" ;;
+    assertions) flags="" optimize="-O2 -g1" ;;
+    *) echo "$kind: address or assertions" >&2 && exit 2 ;;
+esac
+
+# Debug is the only build type without -DNDEBUG. OpenMP's threads are not known to the sanitizers.
+[ -d "$home/venv" ] || "${PYTHON:-python3}" -m venv "$home/venv"
+"$home/venv/bin/pip" install -q 'scikit-build-core>=0.11' 'cffi>=1.17' pip cmake ninja
+"$home/venv/bin/pip" install -q --no-build-isolation -e '.[test]' \
+    --config-settings=build-dir="$home/cmake" \
+    --config-settings=cmake.build-type=Debug \
+    --config-settings=install.strip=false \
+    --config-settings=cmake.define.CMAKE_C_FLAGS="$flags" \
+    --config-settings=cmake.define.CMAKE_CXX_FLAGS="$flags" \
+    --config-settings=cmake.define.CMAKE_C_FLAGS_DEBUG="$optimize" \
+    --config-settings=cmake.define.CMAKE_CXX_FLAGS_DEBUG="$optimize" \
+    --config-settings=cmake.define.GGML_OPENMP=OFF
+
+python=$home/venv/bin/python
+nouns=(tests/test_{model,gguf,vocab,batch,context,memory,logits,state,adapter,embedding,sampling,grammar,handle,ownership}.py)
+if [ "$kind" = address ]; then
+    LD_PRELOAD=$(g++ -print-file-name=libasan.so):$(g++ -print-file-name=libubsan.so)
+    export LD_PRELOAD PYTHONMALLOC=malloc # so that ffi.new() and NumPy are looked at, too
+    export ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1:exitcode=99:${ASAN_OPTIONS:-}
+    export UBSAN_OPTIONS=print_stacktrace=1:halt_on_error=1:suppressions=$PWD/tests/ubsan.supp:${UBSAN_OPTIONS:-}
+    if [ $# -gt 0 ]; then
+        exec "$python" -m pytest "$@"
+    fi
+    "$python" -m pytest -q -p no:logging tests/test_machine.py --machine-steps=100000
+    "$python" -m pytest -q "${nouns[@]}"
+else
+    exec "$python" -m pytest "${@:-tests}"
+fi
