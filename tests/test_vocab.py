@@ -284,6 +284,7 @@ RUNS = """
     texts = {kind: char * (run // len(char.encode())) for kind, char in kinds.items()}
     texts["punctuation and newlines"] = texts["punctuation"] + texts["newlines"]
     texts["spaces and a letter"] = texts["spaces"] + "x"
+    texts["spaces and a digit"] = texts["spaces"] + "7"
     texts["words"] = "The quick brown fox jumps over the lazy dog " * (run // 20)
     texts["many kinds"] = mixed(80 * 1024)  # bench/tokenizer_limits.py takes 16 MiB
     if scale == 1:
@@ -311,7 +312,19 @@ def assert_alive(run_child: RunChild, scale: int, files: list[Path], refused: in
 
 def test_runs_at_the_limit(llama_cpp_dir: Path, run_child: RunChild) -> None:
     """No run of one kind of characters overflows the stack in any vocabulary; limit and stack are scaled down alike."""
-    assert_alive(run_child, 128, [vocabulary_file(llama_cpp_dir, name) for name in PAIRS + WITHOUT_VECTORS], refused=0)
+    # deepseek-llm looks for the end of the text from each space before a digit.
+    assert_alive(run_child, 128, [vocabulary_file(llama_cpp_dir, name) for name in PAIRS + WITHOUT_VECTORS], refused=1)
+
+
+def test_spaces_before_a_digit(vocabulary: Callable[[str], og.Vocab]) -> None:
+    """The pattern of deepseek-llm takes the square of the spaces before a digit: many are refused; other spaces are not."""
+    vocab = vocabulary("deepseek-llm")
+    for space in (" ", "\t", "\u2003"):
+        assert vocab.tokenize("a" + space * 500 + "7")
+        with pytest.raises(og.TokenizeError, match="spaces in a row"):
+            vocab.tokenize("a" + space * 2048 + "7")
+    for text in (" " * 50_000, " " * 50_000 + "x", " " * 50_000 + "!", "\n" * 50_000 + "7", "\u3000" * 9000):
+        assert vocab.tokenize(text)
 
 
 def test_runs_at_the_limit_in_other_pre_tokenizers(llama_cpp_dir: Path, tmp_path: Path, run_child: RunChild) -> None:

@@ -41,15 +41,20 @@ _SURELY_QUICK_BYTES = 64 * 1024
 _SHORT_RUN_BYTES = 1024
 _DEEP_STACK_BYTES = 1024 * 1024 * 1024  # reserved, not used: pages come as they are touched
 
+_SPACES = rb"(?:[ \t\f\v]|\xc2[\x85\xa0]|\xe1\x9a\x80|\xe2\x80[\x80-\x8a\xa8\xa9\xaf]|\xe2\x81\x9f|\xe3\x80\x80)"
+
 # Where a pre-tokenizer (tokenizer.ggml.pre) matches other stretches than words and spaces, or takes the square of their
 # length: what they are, how errors say it, and the longest that is let through (None: MAX_RUN_BYTES).
 _OTHER_RUNS: dict[str, tuple[re.Pattern[bytes], str, int | None]] = {
     "exaone-moe": (re.compile(rb"(?:[^0-9!-/:-@\[-`{-~\s]| (?! ))+"), "bytes without punctuation", None),
     "superbpe": (re.compile(rb"[0-9]+"), "digits in a row", 4096),
+    # Its \s+$ looks for the end from each space, unless a letter or a sign after them takes the last one.
+    "deepseek-llm": (re.compile(rb"(%s+(?!%s)[0-9\x80-\xff])|%s+" % ((_SPACES,) * 3)), "spaces in a row", 2048),
 }
 
 
 _SPACE, _NO_SPACE = re.compile(rb"\s"), re.compile(rb"\S")
+_TOKENS = ffi.typeof("llama_token[]")
 _T = TypeVar("_T")
 _stack_size_lock = threading.Lock()
 
@@ -152,11 +157,16 @@ class Vocab:
             raise TokenizeError(f"the text of {len(data):,} bytes could not be tokenized: {error}") from error
 
     def _tokenize(self, data: bytes, add_special: bool, parse_special: bool) -> list[int]:
-        def call(tokens: Any, size: int) -> int:
-            return int(lib.llama_tokenize(self._ptr, data, len(data), tokens, size, add_special, parse_special))
+        size = len(data) + 8  # there are hardly ever more tokens than bytes
+        tokens = ffi.new(_TOKENS, size)
+        with self._handle:
+            count = lib.llama_tokenize(self._ptr, data, len(data), tokens, size, add_special, parse_special)
+            if count < 0:
 
-        with self._handle:  # there are hardly ever more tokens than bytes: it is not done twice
-            tokens, count = filled(call, "llama_token[]", len(data) + 8)
+                def again(tokens: Any, size: int) -> int:
+                    return int(lib.llama_tokenize(self._ptr, data, len(data), tokens, size, add_special, parse_special))
+
+                tokens, count = filled(again, "llama_token[]", size)
         return ffi.unpack(tokens, count) if count else []
 
     def detokenize(self, tokens: Sequence[int], *, remove_special: bool = False, unparse_special: bool = False) -> str:
