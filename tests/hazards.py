@@ -288,9 +288,12 @@ BATCH = [
     ),
     Hazard(
         "n_threads = 100000",
-        (("fresh(n_threads=100_000); context.decode(filled(4)); raise KeyError('it was clamped')", "KeyError", "clamped"),),
+        (
+            ("fresh(n_threads=100_000); context.decode(filled(1)); raise KeyError('one')", "KeyError", "one"),
+            ("fresh(n_threads=100_000); context.decode(filled(4)); raise KeyError('four')", "KeyError", "four"),
+        ),
         "lib.llama_decode(context(n_threads=100_000), text(1))",
-        note="SIGSEGV, where it was std::terminate",
+        note="ours cuts them to the number of processors; SIGSEGV, where it was std::terminate",
     ),
     Hazard(
         "n_ctx = 2^32-1, n_seq_max = 257",
@@ -432,7 +435,7 @@ lib.llama_sampler_accept(chain, array.data[array.selected].id)
     Hazard(
         "NULL from a failed grammar added to a chain",
         (
-            ("og.Grammar.gbnf('root ::= root \"a\" | \"b\"').sampler(vocab)", "GrammarError", "left recursion"),
+            ("og.Grammar.gbnf('root ::= (\"a\" | ){2,}').sampler(vocab)", "GrammarError", "llama.cpp cannot use"),
             ("og.Grammar.gbnf('root ::= <no such token>').sampler(vocab)", "GrammarError", "no such token"),
             ("og.Grammar.gbnf('root ::= <[49152]>').sampler(vocab)", "GrammarError", "49152"),
             ("og.SamplerChain([None])", "TypeError", "sampler"),
@@ -689,6 +692,24 @@ FIGURES = [
 ]
 
 FOUND = [
+    Hazard(
+        "GBNF: left recursion behind what may be empty through another rule",
+        (
+            ("og.Grammar.gbnf('root ::= (\"a\"?) root \"b\" | \"c\"')", "GrammarError", "left recursion"),
+            ("og.Grammar.gbnf('root ::= root \"a\" | \"b\"')", "GrammarError", "left recursion"),
+        ),
+        "no_more_memory(2**28); " + RAW_GRAMMAR.format("b'root ::= (\"a\"?) root \"b\" | \"c\"'"),
+        "throws",
+        note="llama-grammar.cpp:980 takes a rule for empty only by an empty alternative; 23 GB were seen",
+    ),
+    Hazard(
+        "GBNF: many ways to go on from one place",
+        (("og.Grammar.gbnf('root ::= ' + 'r? ' * 500 + '\\nr ::= ' + '.|' * 500)", "GrammarError", "ways to go on"),),
+        RAW_GRAMMAR.format("b'root ::= ' + b'r? ' * 500 + b'\\nr ::= ' + b'.|' * 500"),
+        "hangs",
+        ("test_hazards.py::test_a_bad_grammar_is_refused_with_its_place",),
+        note="each is a stack, and each stack is compared with each",
+    ),
     Hazard(
         "seq_div turns the keys the wrong way",
         raw="""

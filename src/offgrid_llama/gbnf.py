@@ -53,6 +53,7 @@ class _Item:
 
     what: str | _Alternatives | None
     pos: int
+    repeated: bool = False
     times: int = 1
     optional: bool = False
     ways: _Ways | None = None  # once they are counted
@@ -149,7 +150,8 @@ class _Reader:
             if char in "*+?{":
                 if not width:
                     raise self.fail(f"{char!r} has nothing before it to repeat")
-                weight = self.repetition(char, width, weight, items[-1] if items else None)
+                weight = self.repetition(char, width, weight, items)
+                width = width if items[-1].times else 0  # of x{0} nothing is left
                 self.space(lines=depth > 0)
                 continue
             weight = 1
@@ -182,7 +184,7 @@ class _Reader:
             self.space(lines=depth > 0)
         return items
 
-    def repetition(self, char: str, width: int, weight: int, item: _Item | None) -> int:
+    def repetition(self, char: str, width: int, weight: int, items: list[_Item]) -> int:
         begin = self.pos
         low, high = {"*": (0, None), "+": (1, None), "?": (0, 1), "{": (0, None)}[char]
         if char == "{":
@@ -197,9 +199,10 @@ class _Reader:
         if high is not None and low > high:
             raise self.fail(f"{{{low},{high}}}: the smaller number comes first", begin)
         times = high if high else max(low, 1)
-        if item is not None:
-            item.times *= times
-            item.optional = item.optional or low == 0
+        if items[-1].repeated:
+            items[-1] = _Item([[items[-1]]], items[-1].pos)
+        item = items[-1]
+        item.repeated, item.optional, item.times = True, low == 0, 0 if high == 0 else times
         if weight * times > MAX_REPETITIONS:
             raise self.fail(f"{weight * times:,} repetitions; the limit is {MAX_REPETITIONS:,}", begin)
         optional = 1 if high is None else high - low
@@ -269,25 +272,25 @@ class _Reader:
         return found
 
     def count_ways(self) -> None:
-        """Raise where llama.cpp would make too many stacks."""
+        """Raise for left recursion, which llama.cpp does not always see, and where it would make too many stacks."""
         done: dict[str, _Ways] = {}
         for rule in self.rules:
             # By hand instead of by calls: a chain may be as long as there are rules.
-            path = [(rule, self.ways(self.rules[rule]))] if rule not in done else []
+            path = {rule: self.ways(self.rules[rule])} if rule not in done else {}
             answer = None
             while path:
-                name, walk = path[-1]
-                # What leads back to itself is left recursion, which llama.cpp refuses before it makes stacks.
-                done.setdefault(name, _Ways())
+                name = next(reversed(path))
                 try:
-                    wanted = walk.send(answer)
+                    wanted = path[name].send(answer)
                 except StopIteration as end:
                     answer = done[name] = end.value
-                    path.pop()
-                else:
-                    answer = done.get(wanted)
-                    if answer is None:
-                        path.append((wanted, self.ways(self.rules[wanted])))
+                    del path[name]
+                    continue
+                answer = done.get(wanted)
+                if answer is None:
+                    if wanted in path:
+                        raise self.fail(f"left recursion: rule {wanted!r} may begin with itself", self.used[wanted])
+                    path[wanted] = self.ways(self.rules[wanted])
         for sequence in self.sequences:
             ahead = _Ways()
             for item in reversed(sequence):  # a place in the middle is a beginning as soon as text has led to it
@@ -310,6 +313,8 @@ class _Reader:
                 self.refuse(here, item.pos)
                 if not here.empty:
                     break
+            else:
+                here = _Ways(here.count + 1, here.size + 1, empty=True)
             total = _Ways(total.count + here.count, total.size + here.size, total.empty or here.empty)
             if sequence:
                 self.refuse(total, sequence[0].pos)
@@ -324,7 +329,9 @@ class _Reader:
             ways = (yield item.what) or _Ways() if isinstance(item.what, str) else (yield from self.ways(item.what))
             ways = _Ways(ways.count, ways.size + ways.count, ways.empty)  # each stack has the place behind it as well
         times = item.times if ways.empty else 1
-        item.ways = _Ways(times * ways.count, times * ways.size, ways.empty or item.optional)
+        item.ways = _Ways(
+            times * ways.count + item.optional, times * ways.size + item.optional, ways.empty or item.optional
+        )
         return item.ways
 
     def refuse(self, ways: _Ways, pos: int) -> None:

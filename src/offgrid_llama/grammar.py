@@ -37,7 +37,7 @@ class Grammar:
         """Read a grammar in llama.cpp's GBNF notation.
 
         Raises GrammarError, with line and column, for what does not parse and for what is over a limit: 64 KiB, 2,000
-        rules, 100 nested groups, 2,000 repetitions of one item.
+        rules, 100 nested groups, 2,000 repetitions of one item, 4,000 ways to go on from one place.
         """
         return cls(text, root)
 
@@ -47,7 +47,7 @@ class Grammar:
     def sampler(self, vocab: Vocab) -> Sampler:
         """Return a sampler that leaves only tokens that the grammar allows; put it first in a chain.
 
-        Raises GrammarError for a left-recursive grammar, or one with tokens that the vocabulary does not have.
+        Raises GrammarError for tokens that the vocabulary does not have, and for what llama.cpp cannot use.
         """
         for token in sorted(self._outline.tokens):
             if len(vocab.tokenize(token, add_special=False, parse_special=True)) != 1:
