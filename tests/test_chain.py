@@ -114,13 +114,13 @@ def test_threads_share_a_chain(context: og.Context, tiny: og.Model) -> None:
 
 def test_a_chain_names_its_samplers(tiny: og.Model) -> None:
     """names, len() and repr() tell the samplers in their order."""
-    with og.SamplerChain([samplers.top_k(4)]) as chain:
-        chain.add(samplers.logit_bias(tiny.vocab, {1: 1.0}))
+    with og.SamplerChain([samplers.logit_bias(tiny.vocab, {1: 1.0})]) as chain:
+        chain.add(samplers.top_k(4))
         chain.add(samplers.greedy())
-        assert chain.names == ("top-k", "logit-bias", "greedy")
+        assert chain.names == ("logit-bias", "top-k", "greedy")
         assert len(chain) == 3
-        assert repr(chain) == "<SamplerChain top-k > logit-bias > greedy>"
-    assert repr(chain) == "<SamplerChain top-k > logit-bias > greedy (closed)>"
+        assert repr(chain) == "<SamplerChain logit-bias > top-k > greedy>"
+    assert repr(chain) == "<SamplerChain logit-bias > top-k > greedy (closed)>"
     with og.SamplerChain() as empty:
         assert repr(empty) == "<SamplerChain (empty)>"
 
@@ -389,3 +389,11 @@ def test_context_perf(tiny: og.Model) -> None:
         again = context.perf()
         assert (again.t_p_eval_ms, again.t_eval_ms, again.n_reused) == (0, 0, 0)
         assert again.t_start_ms > perf.t_start_ms
+
+
+@pytest.mark.parametrize("sorts", [samplers.top_k, samplers.top_p, samplers.temp_ext])
+def test_a_bias_after_what_sorts(sorts: Callable[[], og.Sampler], tiny: og.Model) -> None:
+    """llama.cpp would take the candidates for sorted after the bias, and give other probabilities: it is refused."""
+    with pytest.raises(ValueError, match="logit_bias must come before"):
+        og.SamplerChain([sorts(), samplers.logit_bias(tiny.vocab, {0: -1.0}), samplers.dist(1)])
+    og.SamplerChain([samplers.logit_bias(tiny.vocab, {0: -1.0}), sorts(), samplers.dist(1)]).close()

@@ -29,7 +29,8 @@ MAX_INFILL_CANDIDATES = 1000
 class SamplerChain(Owner):
     """Samplers in the order of application (``llama_sampler_chain``).
 
-    A sampler that selects comes last, and only one of them; ``grammar`` comes before samplers that throw tokens away.
+    A sampler that selects comes last, and only one of them; ``grammar`` and ``logit_bias`` come before samplers that throw
+    tokens away.
 
     Args:
         samplers: the chain takes each for keeps, as ``add`` does.
@@ -237,6 +238,11 @@ class SamplerChain(Owner):
         return SamplerError(f"the chain {self.names} selected no token", log=recent_log())
 
 
+_FORBIDDING = {"grammar": "the grammar", "logit-bias": "logit_bias"}
+"""Samplers that change logits and leave llama.cpp to believe that the candidates are still sorted by them."""
+_SORTING = frozenset({"temp-ext"})  # and those that truncate
+
+
 def _refuse_order(samplers: Sequence[Sampler]) -> None:
     """Raise ValueError where llama.cpp would abort, throw or take minutes, or would not do what the samplers say."""
     kinds = [sampler.kind for sampler in samplers]
@@ -244,11 +250,11 @@ def _refuse_order(samplers: Sequence[Sampler]) -> None:
     for sampler, following in pairwise(samplers):
         if sampler.selects:
             raise ValueError(f"{sampler.name} selects the token and must stay last; {following.name} cannot follow it")
-    if "grammar" in names:
-        grammar = len(names) - 1 - names[::-1].index("grammar")
-        if early := [kind.name for kind in kinds[:grammar] if kind.truncates]:
+    for name, what in _FORBIDDING.items():
+        last = len(names) - 1 - names[::-1].index(name) if name in names else 0
+        if early := [kind.name for kind in kinds[:last] if kind.truncates or kind.name in _SORTING]:
             raise ValueError(
-                f"the grammar must come before {early[0]}, which may throw away all that the grammar allows"
+                f"{what} must come before {early[0]}, which may throw away all that it allows, or sort by what it changes"
             )
     if {"grammar", "infill"} <= set(names):
         raise ValueError("infill ends the text also where the grammar does not allow it: use one of the two")

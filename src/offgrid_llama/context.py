@@ -560,12 +560,7 @@ def resolved_pooling(model: Model, pooling_type: PoolingType) -> PoolingType:
         return pooling_type
     arch = model.metadata.get("general.architecture", "")
     own = int(model.metadata.get(f"{arch}.pooling_type", PoolingType.NONE))
-    if own == PoolingType.UNSPECIFIED:
-        return PoolingType.NONE
-    try:
-        return PoolingType(own)
-    except ValueError:
-        raise ContextError(f"{model._handle.name}: its file says pooling_type={own}, which is not possible") from None
+    return PoolingType(own) if own <= PoolingType.RANK else PoolingType.NONE  # -1, unspecified, is saved as a uint32
 
 
 def _refuse_scores(model: Model, params: ContextParams) -> None:

@@ -33,6 +33,7 @@ MAX_EXPERTS = 1024
 MAX_VOCAB = 2**24  # of a model without a tokenizer llama.cpp makes up as many tokens, some 100 bytes each
 MAX_HEADS = 2**16 - 1  # and values in a head: llama.cpp multiplies the two in 32 bits
 _NO_WEIGHTS = frozenset({"i8", "i16", "i32", "i64", "f64", "q8_1", "q8_K"})  # ggml multiplies with none of these
+_POOLING = {*range(lib.LLAMA_POOLING_TYPE_RANK + 1), 2**32 - 1}  # the last is -1, unspecified, as llama.cpp saves it
 _TABLES = ("d2t", "d2t.weight", "tid2eid.weight")  # of token or expert ids
 _SAMPLE_BYTES = 4096
 _CHUNK = 16 * 1024 * 1024
@@ -356,7 +357,7 @@ class GGUF(Owner, Mapping[str, Value]):
                 (f"attention.{name}", (size := hparam(f"attention.{name}")), 0 <= size <= MAX_HEADS)
                 for name in ("head_count", "head_count_kv", "key_length", "value_length")
             ),
-            ("pooling_type", (pooling := hparam("pooling_type")), 0 <= pooling <= lib.LLAMA_POOLING_TYPE_RANK),
+            ("pooling_type", (pooling := hparam("pooling_type")), pooling in _POOLING),
         ]
         if groups > 1:
             rules.append(("expert_group_count", groups, experts % groups == 0))
