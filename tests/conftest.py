@@ -35,9 +35,17 @@ class RunChild(Protocol):
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Let tests that try many cases try more: ``--hazard-cases=10000``, ``--machine-steps=100000``."""
+    """Let tests that try many cases try more, and slow builds leave the real models out."""
     parser.addoption("--hazard-cases", type=int, help="how many cases each test of test_figures.py tries")
     parser.addoption("--machine-steps", type=int, default=10_000, help="steps of test_machine.py, 10,000 by default")
+    parser.addoption("--tiny", action="store_true", help="leave out the tests that need a real model")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out what ``--tiny`` asks for."""
+    real = {"smollm2", "smollm2_path", "gemma", "gemma_path"}
+    if config.getoption("--tiny"):
+        items[:] = [item for item in items if not real & set(getattr(item, "fixturenames", ()))]
 
 
 def pytest_configure() -> None:

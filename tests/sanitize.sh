@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Build llama.cpp and the extension so that they look at themselves, and run the tests on that build.
 #
-#   tests/sanitize.sh address       AddressSanitizer and UBSan: 100,000 steps of the machine, then the files of the nouns
+#   tests/sanitize.sh address       AddressSanitizer, LeakSanitizer and UBSan: 100,000 steps of the machine, then the files
+#                                   of the nouns without the real models
 #   tests/sanitize.sh assertions    assert() on, in llama.cpp and in libstdc++: the whole suite
 #
 # More arguments go to pytest instead of these tests. Each build has a folder of its own, build/sanitize-KIND.
@@ -30,17 +31,19 @@ esac
     --config-settings=cmake.define.GGML_OPENMP=OFF
 
 python=$home/venv/bin/python
-nouns=(tests/test_{model,gguf,vocab,batch,context,memory,logits,state,adapter,embedding,sampling,grammar,handle,ownership}.py)
+nouns=(tests/test_{model,gguf,vocab,batch,context,memory,logits,state,adapter,embedding,sampling,grammar,handle}.py)
 if [ "$kind" = address ]; then
     LD_PRELOAD=$(g++ -print-file-name=libasan.so):$(g++ -print-file-name=libubsan.so)
     export LD_PRELOAD PYTHONMALLOC=malloc # so that ffi.new() and NumPy are looked at, too
-    export ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1:exitcode=99:${ASAN_OPTIONS:-}
-    export UBSAN_OPTIONS=print_stacktrace=1:halt_on_error=1:suppressions=$PWD/tests/ubsan.supp:${UBSAN_OPTIONS:-}
+    export ASAN_OPTIONS=allocator_may_return_null=1:exitcode=99
+    export UBSAN_OPTIONS=print_stacktrace=1:halt_on_error=1
+    export LSAN_OPTIONS=suppressions=$PWD/tests/lsan.supp
     if [ $# -gt 0 ]; then
         exec "$python" -m pytest "$@"
     fi
     "$python" -m pytest -q -p no:logging tests/test_machine.py --machine-steps=100000
-    "$python" -m pytest -q "${nouns[@]}"
+    # Children that die on purpose leave something behind.
+    ASAN_OPTIONS+=:detect_leaks=0 "$python" -m pytest -q --tiny "${nouns[@]}"
 else
     exec "$python" -m pytest "${@:-tests}"
 fi

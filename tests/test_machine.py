@@ -70,7 +70,7 @@ MENU: list[tuple[str, Callable[[og.Vocab], og.Sampler]]] = [
 ]
 NEEDS_VOCAB = {"penalties", "dry", "logit-bias", "infill", "grammar", "mirostat"}
 SELECTING = {"greedy", "dist", "mirostat", "mirostat-v2", "adaptive-p"}
-TRUNCATING = {"top-k", "top-p", "min-p", "typical", "xtc", "top-n-sigma", "infill"}
+SORTING = {"top-k", "top-p", "min-p", "typical", "xtc", "top-n-sigma", "infill", "temp-ext"}
 KEEPS_THE_LARGEST = {"top-k", "top-p", "min-p", "temp", "temp-ext", "greedy"}
 
 
@@ -640,7 +640,7 @@ class Machine(RuleBasedStateMachine):
         """Return whether a chain of these samplers must refuse one more."""
         return bool(
             (names and names[-1] in SELECTING)
-            or (name == "grammar" and TRUNCATING & set(names))
+            or (name in ("grammar", "logit-bias") and SORTING & set(names))
             or {"grammar", "infill"} <= {name, *names}
             or (name == "infill" and "top-k" not in names)
         )
