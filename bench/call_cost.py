@@ -13,9 +13,7 @@ import argparse
 import importlib
 import json
 import os
-import sys
 import timeit
-from pathlib import Path
 from typing import Any
 
 import harness
@@ -78,23 +76,11 @@ def main() -> None:
     peers, about = Peers(args.peers.resolve()), harness.environment()
     peers.check()
     (file,) = harness.resolve([args.model]).values()
-    command: list[str | Path] = [
-        sys.executable,
-        Path(__file__),
-        "--child",
-        "--model",
-        file,
-        "--rounds",
-        str(args.rounds),
-    ]
-    found = harness.run_json(command, peers.environment())
-    inodes = list(found["libraries"].values())
-    if len(set(inodes)) != len(inodes) or sum("libllama" in Path(path).name for path in found["libraries"]) != 1:
-        sys.exit(f"more than one libllama is loaded: {found['libraries']}")
-    about |= {"rounds": args.rounds, "libraries, the same for both": harness.digests(list(found["libraries"]))}
+    samples, same = harness.run_child(__file__, file, args.rounds, peers.environment())
+    about |= {"rounds": args.rounds, "libraries, the same for both": same}
 
     rows, verdicts, results = [], [], {}
-    for name, values in found["samples"].items():
+    for name, values in samples.items():
         ours, theirs = (harness.median_range(values[side]) for side in ("ours", "llama-cpp-python"))
         ratio = harness.ratios(values["ours"], values["llama-cpp-python"])
         results[name] = {"ours_ns": ours, "llama_cpp_python_ns": theirs, "ours_to_it": ratio}
@@ -103,7 +89,7 @@ def main() -> None:
             text = f"{name}: {ratio['median']:.2f} of the ctypes call, at most {LIMIT} asked"
             verdicts.append(harness.verdict(text, ratio["median"] <= LIMIT))
     body = harness.table(["function", "ours, ns", "llama-cpp-python, ns", "ours to it"], rows)
-    data = {"environment": about, "samples": found["samples"], "results": results}
+    data = {"environment": about, "samples": samples, "results": results}
     text = "\n".join([body, "\n## Figures to hold\n", *verdicts])
     harness.report("call_cost", "The cost of a bound call", data, text, write=not args.no_write)
 

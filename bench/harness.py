@@ -97,6 +97,19 @@ def run_json(command: Sequence[str | Path], env: Mapping[str, str]) -> Any:
     return json.loads(done.stdout)
 
 
+def run_child(script: str, file: Path, rounds: int, env: Mapping[str, str]) -> tuple[dict[str, Any], dict[str, str]]:
+    """Run both sides of a script in one fresh process; return what it took, and the digests of the libraries it had.
+
+    Exits if more than one libllama was loaded: the sides would not be on the same.
+    """
+    command: list[str | Path] = [sys.executable, script, "--child", "--model", file, "--rounds", str(rounds)]
+    found = run_json(command, env)
+    inodes = list(found["libraries"].values())
+    if len(set(inodes)) != len(inodes) or sum("libllama" in Path(path).name for path in found["libraries"]) != 1:
+        sys.exit(f"more than one libllama is loaded: {found['libraries']}")
+    return found["samples"], digests(list(found["libraries"]))
+
+
 def libraries(pid: int | str = "self") -> dict[str, str]:
     """Return the files of libllama and libggml that a process has mapped, by real path, each with its inode."""
     found = {}

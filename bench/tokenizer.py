@@ -17,7 +17,6 @@ import os
 import sys
 import timeit
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import harness
@@ -75,11 +74,8 @@ def child(file: str, rounds: int) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = harness.parser(__doc__, "--model", "--peers", "--no-write")
     parser.add_argument("--rounds", type=int, default=21)
-    parser.add_argument("--model", action="append", default=[], metavar="NAME[=FILE]")
-    parser.add_argument("--peers", type=Path, default=ROOT / "build/peers")
-    parser.add_argument("--no-write", action="store_true", help="print only, leave docs/benchmarks as it is")
     parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.child:
@@ -92,22 +88,9 @@ def main() -> None:
     results: dict[str, Any] = {}
     rows, verdicts = [], []
     for model, file in harness.resolve(args.model).items():
-        command: list[str | Path] = [
-            sys.executable,
-            Path(__file__),
-            "--child",
-            "--model",
-            file,
-            "--rounds",
-            str(args.rounds),
-        ]
-        found = harness.run_json(command, peers.environment())
-        inodes = list(found["libraries"].values())
-        if len(set(inodes)) != len(inodes) or sum("libllama" in Path(path).name for path in found["libraries"]) != 1:
-            sys.exit(f"more than one libllama is loaded: {found['libraries']}")
-        about |= {"rounds": args.rounds, "libraries, the same for both": harness.digests(list(found["libraries"]))}
-        samples[model] = found["samples"]
-        for call, values in found["samples"].items():
+        samples[model], same = harness.run_child(__file__, file, args.rounds, peers.environment())
+        about |= {"rounds": args.rounds, "libraries, the same for both": same}
+        for call, values in samples[model].items():
             ours, theirs = (harness.median_range(values[side]) for side in (OURS, THEIRS))
             ratio = harness.ratios(values[THEIRS], values[OURS])
             results[f"{model}, {call}"] = {"ours_us": ours, "llama_cpp_python_us": theirs, "times_as_fast": ratio}

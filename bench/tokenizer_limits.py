@@ -75,11 +75,10 @@ def cell(found: dict[str, Any]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = harness.parser(__doc__, "--no-write")
     parser.add_argument("--vocabulary", action="append", default=[], help="only these")
     parser.add_argument("--text", action="append", default=[], help="only these")
     parser.add_argument("--timeout", type=float, default=120)
-    parser.add_argument("--no-write", action="store_true", help="print only, leave docs/benchmarks as it is")
     parser.add_argument("--child", nargs=2, metavar=("FILE", "TEXT"), help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.child:
