@@ -292,7 +292,7 @@ BATCH = [
             ("fresh(n_threads=100_000); context.decode(filled(1)); raise KeyError('one')", "KeyError", "one"),
             ("fresh(n_threads=100_000); context.decode(filled(4)); raise KeyError('four')", "KeyError", "four"),
         ),
-        "lib.llama_decode(context(n_threads=100_000), text(1))",
+        "patience(); lib.llama_decode(context(n_threads=100_000), text(1))",
         note="ours cuts them to the number of processors; SIGSEGV, where it was std::terminate",
     ),
     Hazard(
@@ -318,12 +318,14 @@ BATCH = [
     Hazard(
         "two threads in one context",
         raw="""
+patience()
 made = context(n_ctx=4096)
 begin = threading.Barrier(2)
 def run(seq):
     begin.wait()
-    for i in range(900):
-        lib.llama_decode(made, text(4, seq, 4 * i % 900))
+    while True:  # until they meet
+        lib.llama_memory_clear(memory(made), False)
+        lib.llama_decode(made, text(4, seq))
 threads = [threading.Thread(target=run, args=(seq,)) for seq in range(2)]
 for thread in threads:
     thread.start()

@@ -178,6 +178,9 @@ def no_more_memory(room=0):
 def peak():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
 
+def patience():
+    resource.setrlimit(resource.RLIMIT_CPU, (60, 60))
+
 def harm(what):
     os._exit(3)
 
@@ -192,7 +195,7 @@ for row, source in json.loads(sys.argv[4]):
     if not child:
         code = 4
         try:
-            resource.setrlimit(resource.RLIMIT_CPU, (1, 5))
+            resource.setrlimit(resource.RLIMIT_CPU, (1, 60))
             exec(source)
             code = 5 if lib.og_caught_function() else 0
         except BaseException as error:
@@ -371,7 +374,7 @@ def test_the_guard_catches_what_cpp_throws(smollm2: og.Model) -> None:
         ('root ::= "a"{0}*', "nothing before"),
         ("root ::= (.?) a\na ::= (root .){1,2}", "left recursion"),
         (
-            "root ::= r0\n" + "".join(f'r{i} ::= r{i + 1} r{i + 1} | ""\n' for i in range(40)) + "r40 ::= .?",
+            "root ::= r0\n" + "".join(f'r{i} ::= r{i + 1} r{i + 1} | ""\n' for i in range(40)) + 'r40 ::= ""',
             "ways to go on",
         ),
         ("root ::= [a] (" + " | ".join(["."] * 4001) + ")", "ways to go on"),

@@ -329,9 +329,7 @@ class _Reader:
             ways = (yield item.what) or _Ways() if isinstance(item.what, str) else (yield from self.ways(item.what))
             ways = _Ways(ways.count, ways.size + ways.count, ways.empty)  # each stack has the place behind it as well
         times = item.times if ways.empty else 1
-        item.ways = _Ways(
-            times * ways.count + item.optional, times * ways.size + item.optional, ways.empty or item.optional
-        )
+        item.ways = _Ways(times * ways.count, times * ways.size, ways.empty or item.optional)
         return item.ways
 
     def refuse(self, ways: _Ways, pos: int) -> None:
