@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 import pytest
-from twin import write_tiny_llama
+from twin import TOKENS, decode, write_tiny_llama
 
 import offgrid_llama as og
 from offgrid_llama import store
@@ -123,3 +123,21 @@ def tiny(weights: Weights, tmp_path_factory: pytest.TempPathFactory) -> Iterator
     """The tiny llama, open for the whole session; do not close it."""
     with og.Model(tmp_path_factory.getbasetemp() / "tiny.gguf") as model:
         yield model
+
+
+@pytest.fixture(scope="module")
+def context(tiny: og.Model) -> Iterator[og.Context]:
+    """A context with logits for each of TOKENS; do not decode in it."""
+    with og.Context(tiny, n_ctx=256, n_threads=1) as context:
+        decode(context, TOKENS)
+        yield context
+
+
+@pytest.fixture(scope="module")
+def real(smollm2: og.Model) -> Iterator[og.Context]:
+    """A context of a real model with logits for one row; do not decode in it."""
+    with og.Context(smollm2, n_ctx=256, n_threads=1) as context:
+        batch = og.Batch(16)
+        batch.add_sequence(smollm2.vocab.tokenize("Once upon a time, there was a"))
+        context.decode(batch)
+        yield context

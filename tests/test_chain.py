@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from time import perf_counter
 from typing import Any
@@ -16,24 +16,6 @@ import offgrid_llama as og
 from offgrid_llama import samplers
 
 INF = math.inf
-
-
-@pytest.fixture(scope="module")
-def context(tiny: og.Model) -> Iterator[og.Context]:
-    """A context with logits for each of TOKENS; do not decode in it."""
-    with og.Context(tiny, n_ctx=256, n_threads=1) as context:
-        decode(context, TOKENS)
-        yield context
-
-
-@pytest.fixture(scope="module")
-def real(smollm2: og.Model) -> Iterator[og.Context]:
-    """A context of a real model with logits for one row; do not decode in it."""
-    with og.Context(smollm2, n_ctx=256, n_threads=1) as context:
-        batch = og.Batch(16)
-        batch.add_sequence(smollm2.vocab.tokenize("Once upon a time, there was a"))
-        context.decode(batch)
-        yield context
 
 
 # Seeds, clones, resets ------------------------------------------------------------------------------------------------
@@ -198,6 +180,18 @@ def test_nothing_left_to_choose(tiny: og.Model, context: og.Context) -> None:
             for _ in range(2):
                 with pytest.raises(og.SamplerError, match="no token"):
                     chain.sample(context, 0)
+
+
+@pytest.mark.parametrize("last", [samplers.greedy, samplers.dist, samplers.adaptive_p, samplers.mirostat_v2])
+def test_a_logit_that_overflows(last: Callable[[], og.Sampler], tiny: og.Model, context: og.Context) -> None:
+    """Where a logit became infinite there are no probabilities: SamplerError, and the chain goes on with other logits."""
+    large = {3: 3e38}
+    made = [samplers.logit_bias(tiny.vocab, large), samplers.logit_bias(tiny.vocab, large), last()]
+    with og.SamplerChain(made) as chain:
+        with pytest.raises(og.SamplerError, match="no token"):
+            chain.sample(context, 0)
+        chain.remove(0).close()
+        assert 0 <= chain.sample(context, 0) < N_VOCAB
 
 
 def test_accept_checks_the_token(tiny: og.Model) -> None:

@@ -10,7 +10,7 @@ import contextlib
 import inspect
 import math
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ import numpy.typing as npt
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from twin import N_VOCAB, TOKENS, decode
+from twin import N_VOCAB, TOKENS
 
 import offgrid_llama as og
 from offgrid_llama import samplers
@@ -27,24 +27,6 @@ from offgrid_llama._capi import ffi, lib
 
 Array = npt.NDArray[Any]
 INF = math.inf
-
-
-@pytest.fixture(scope="module")
-def context(tiny: og.Model) -> Iterator[og.Context]:
-    """A context with logits for each of TOKENS; do not decode in it."""
-    with og.Context(tiny, n_ctx=256, n_threads=1) as context:
-        decode(context, TOKENS)
-        yield context
-
-
-@pytest.fixture(scope="module")
-def real(smollm2: og.Model) -> Iterator[og.Context]:
-    """A context of a real model with logits for one row; do not decode in it."""
-    with og.Context(smollm2, n_ctx=256, n_threads=1) as context:
-        batch = og.Batch(16)
-        batch.add_sequence(smollm2.vocab.tokenize("Once upon a time, there was a"))
-        context.decode(batch)
-        yield context
 
 
 def applied(chain: og.SamplerChain, logits: Array) -> dict[int, float]:

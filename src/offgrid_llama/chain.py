@@ -8,7 +8,7 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 from ._callbacks import forget_log, pending, raise_pending, recent_log
-from ._capi import lib
+from ._capi import ffi, lib
 from ._check import not_null, number, raise_caught, text_of
 from ._handle import Handle, Owner
 from .backend import start
@@ -44,8 +44,7 @@ class SamplerChain(Owner):
         start()
         params = lib.llama_sampler_chain_default_params()
         params.no_perf = no_perf
-        failure = lambda log: SamplerError("the sampler chain could not be made", log=log)  # noqa: E731
-        ptr = not_null(lib.llama_sampler_chain_init(params), failure, lib.llama_sampler_free)
+        ptr = _made(lib.llama_sampler_chain_init(params))
         self._own(Handle("SamplerChain", ptr, lib.llama_sampler_free, exclusive=True))
         self._samplers: list[Sampler] = []  # given away, for what is known of them; they hold what C calls
         self._vocab: Vocab | None = None
@@ -89,8 +88,11 @@ class SamplerChain(Owner):
             if vocab is not None and self._vocab is None:
                 self._handle.adopt(vocab._handle)
                 self._vocab = vocab
+            guard = _made(lib.llama_sampler_init(ffi.addressof(lib, "og_guard"), ffi.NULL)) if sampler.selects else None
             ptr = sampler._handle.consume("was given to a SamplerChain")
             sampler._finalizer.detach()
+            if guard is not None:
+                lib.llama_sampler_chain_add(chain, guard)
             lib.llama_sampler_chain_add(chain, ptr)
             self._set([*self._samplers, sampler])
 
@@ -106,21 +108,27 @@ class SamplerChain(Owner):
             _refuse_order(rest)
             removed = self._samplers[index]
             self._set(rest)
+            if removed.selects:
+                lib.llama_sampler_free(lib.llama_sampler_chain_remove(chain, index))  # its guard
             return removed._again(lib.llama_sampler_chain_remove(chain, index))
 
     def _set(self, samplers: list[Sampler]) -> None:
         self._samplers = samplers
         self._greedy = [sampler.kind.name for sampler in samplers] == ["greedy"]
 
+    def _at(self, chain: Any, index: int) -> Any:
+        """Return the ``llama_sampler *`` of the sampler at ``index``; before one that selects there is its guard."""
+        return lib.llama_sampler_chain_get(chain, index + self._samplers[index].selects)
+
     def sample(self, context: Context, row: int) -> int:
         """Choose a token for a row of the context's last decode and accept it (``llama_sampler_sample``).
 
-        A logit that is NaN counts as -inf.
+        A logit that is NaN counts as -inf, one of more than 1e30 as 1e30.
 
         Raises:
             ValueError: the row has no logits, or the chain ends without a sampler that selects.
             GrammarError: the grammar and the other samplers leave no token; the chain is as it was before.
-            SamplerError: no token was selected.
+            SamplerError: no token was selected: every one has a logit of -inf, or samplers made one too large.
             Exception: whatever a custom sampler raises. After its ``apply`` no token is accepted; after its ``accept`` the
                 other samplers have accepted it.
         """
@@ -166,7 +174,7 @@ class SamplerChain(Owner):
             for index, sampler in enumerate(self._samplers):
                 if sampler.kind.name == "grammar":
                     # llama.cpp aborts the process for a token that ends the text too early.
-                    allowed = lib.og_allows(lib.llama_sampler_chain_get(chain, index), token)
+                    allowed = lib.og_allows(self._at(chain, index), token)
                     if allowed != 1:
                         raise self._failure(lib.OG_REFUSED if allowed == 0 else allowed, token)
             lib.llama_sampler_accept(chain, token)
@@ -189,14 +197,14 @@ class SamplerChain(Owner):
         """
         with self._handle as chain:
             self._refuse_poison()
-            copies = (s._copy(lib.llama_sampler_chain_get(chain, i)) for i, s in enumerate(self._samplers))
+            copies = (s._copy(self._at(chain, i)) for i, s in enumerate(self._samplers))
             return SamplerChain(copies, no_perf=self._no_perf)
 
     @property
     def seed(self) -> int | None:
         """The seed of the sampler that selects, or None where it has none (``llama_sampler_get_seed``)."""
         with self._handle as chain:
-            last = lib.llama_sampler_chain_get(chain, len(self._samplers) - 1) if self._samplers else None
+            last = self._at(chain, len(self._samplers) - 1) if self._samplers else None
             seed = lib.llama_sampler_get_seed(last) if last else DEFAULT_SEED
             return None if seed == DEFAULT_SEED else int(seed)
 
@@ -236,6 +244,11 @@ class SamplerChain(Owner):
         if code == lib.OG_REFUSED and grammar:
             return GrammarError(f"the grammar does not allow {what}", log=recent_log())
         return SamplerError(f"the chain {self.names} selected no token", log=recent_log())
+
+
+def _made(ptr: Any) -> Any:
+    failure = lambda log: SamplerError("the sampler chain could not be made", log=log)  # noqa: E731
+    return not_null(ptr, failure, lib.llama_sampler_free)
 
 
 _FORBIDDING = {"grammar": "the grammar", "logit-bias": "logit_bias"}

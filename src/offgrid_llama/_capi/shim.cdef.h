@@ -22,7 +22,7 @@ void og_batch_put(struct llama_batch * batch, int32_t row, llama_token token, ll
                   bool logits);
 
 // Apply a chain to one row of logits, and accept what it selects. Returns the token, or OG_NOTHING_SELECTED,
-// OG_REFUSED (the selected token's logit is not finite), OG_THREW (see og_caught_what) or OG_RAISED (a custom sampler's
+// OG_REFUSED (no token has a probability, or the selected one has none), OG_THREW (see og_caught_what) or OG_RAISED (a custom sampler's
 // exception is pending). Nothing is accepted then.
 #define OG_NOTHING_SELECTED -1
 #define OG_REFUSED -2
@@ -32,6 +32,9 @@ int32_t og_sample(struct llama_sampler * chain, const float * logits, int32_t n_
 
 // The sampler that calls Python, for llama_sampler_init; its context is the ffi.new_handle of a Custom.
 struct llama_sampler_i og_custom;
+
+// The sampler before the one that selects, without a context: it ends og_sample where no token has a probability.
+struct llama_sampler_i og_guard;
 
 // Whether a grammar would let `token` through; OG_THREW when it threw. Changes nothing.
 int32_t og_allows(struct llama_sampler * grammar, int32_t token);

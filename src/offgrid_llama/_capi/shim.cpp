@@ -222,10 +222,46 @@ static struct llama_sampler_i og_custom = {
     /* .copy_state        = */ nullptr,
 };
 
+namespace {
+
+struct NothingLeft {};
+
+const char * guard_name(const llama_sampler *) { return "guard"; }
+
+// Of candidates without probabilities llama.cpp's samplers choose any, or assert.
+void guard_apply(llama_sampler *, llama_token_data_array * array) {
+    float largest = -INFINITY;
+    bool finite = true;
+    for (size_t i = 0; i < array->size; i++) {
+        const float logit = array->data[i].logit;
+        finite = finite && logit < INFINITY;  // false for NaN
+        largest = logit > largest ? logit : largest;
+    }
+    if (!finite || largest == -INFINITY) {
+        throw NothingLeft{};  // as custom_apply does; so what selects has not begun a step that has no end
+    }
+}
+
+}  // namespace
+
+static struct llama_sampler_i og_guard = {
+    /* .name              = */ guard_name,
+    /* .accept            = */ nullptr,
+    /* .apply             = */ guard_apply,
+    /* .reset             = */ nullptr,
+    /* .clone             = */ nullptr,
+    /* .free              = */ nullptr,
+    /* .backend_init      = */ nullptr,
+    /* .backend_accept    = */ nullptr,
+    /* .backend_apply     = */ nullptr,
+    /* .backend_set_input = */ nullptr,
+    /* .backend_reset     = */ nullptr,
+    /* .copy_state        = */ nullptr,
+};
+
 // What llama_sampler_sample does, except that it aborts where this returns a code.
 static int32_t og_sample(struct llama_sampler * chain, const float * logits, int32_t n_vocab) noexcept {
     constexpr float LARGEST = 1e30f;  // with room to divide by a temperature
-    constexpr llama_token NO_TOKEN = -2;  // LLAMA_TOKEN_NULL is adaptive-p's own sign
     try {
         Candidates candidates;
         candidates.resize(n_vocab);
@@ -241,17 +277,14 @@ static int32_t og_sample(struct llama_sampler * chain, const float * logits, int
         }
         const llama_token_data & selected = array.data[array.selected];
         if (!std::isfinite(selected.logit)) {
-            // adaptive-p waits for its token with numbers that a clone does not have; no token ends that.
-            llama_sampler * last = llama_sampler_chain_get(chain, llama_sampler_chain_n(chain) - 1);
-            if (last->iface != &og_custom) {
-                llama_sampler_accept(last, NO_TOKEN);
-            }
-            return OG_REFUSED;
+            return OG_REFUSED;  // that of a custom sampler
         }
         llama_sampler_accept(chain, selected.id);
         return selected.id;
     } catch (const Raised &) {
         return OG_RAISED;
+    } catch (const NothingLeft &) {
+        return OG_REFUSED;
     } catch (const std::exception & error) {
         remember("llama_sampler_apply", error.what());
     } catch (...) {
