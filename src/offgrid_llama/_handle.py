@@ -20,6 +20,7 @@ import threading
 import warnings
 import weakref
 from collections.abc import Callable
+from threading import get_ident
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -126,36 +127,36 @@ class Handle:
     def __enter__(self) -> Any:
         if _forked:
             refuse_after_fork()
-        me = threading.get_ident()
-        entered = False
+        me, busy = get_ident(), self._busy
+        before = busy.get(me, 0)
+        if self._exclusive and before:
+            raise RuntimeError(f"{self.name} was used from a callback of its own call")
         try:
-            with self._mutex:
-                if self._exclusive and self._busy:
-                    if me in self._busy:
-                        raise RuntimeError(f"{self.name} was used from a callback of its own call")
-                    self._wait(lambda: bool(self._state) or not self._busy)
-                if self._state:
-                    self.check_open()
-                self._busy[me] = self._busy.get(me, 0) + 1
-                entered = True
+            if self._exclusive:
+                with self._mutex:
+                    if busy:
+                        self._wait(lambda: bool(self._state) or not busy)
+                    busy[me] = 1
+            else:  # no lock: no other thread writes this entry, and close() sets _state before it looks for entries
+                busy[me] = before + 1
+            if self._state:
+                self.check_open()
             return self._ptr
-        except BaseException:
-            if entered:  # Ctrl-C between the last two lines
-                self.__exit__()
+        except BaseException:  # also Ctrl-C, wherever it came
+            self._leave(me, before)
             raise
 
     def __exit__(self, *_: object) -> None:
-        with self._mutex:
-            if self._exclusive:  # one call is all there can be
-                self._busy.clear()
-            else:
-                me = threading.get_ident()
-                left = self._busy[me] - 1
-                if left:
-                    self._busy[me] = left
-                    return
-                del self._busy[me]
-            if self._waiting:
+        me = get_ident()
+        self._leave(me, self._busy[me] - 1)
+
+    def _leave(self, me: int, left: int) -> None:
+        if left:
+            self._busy[me] = left
+            return
+        self._busy.pop(me, None)
+        if self._waiting:  # whoever waits counts itself before it looks for entries
+            with self._mutex:
                 self._changed.notify_all()
 
     def consume(self, reason: str) -> Any:
@@ -175,7 +176,7 @@ class Handle:
         Waits for calls in flight on other threads, after asking them to stop where the object can; and for another
         thread that is closing it already. RuntimeError in a callback of the object's, or a child's, own call.
         """
-        me = threading.get_ident()
+        me = get_ident()
         if _forked:  # whoever holds the locks, or is in a call, is not in this process: nothing to wait for or to free
             self._state = self._state or "is closed"
             for child in tuple(self._children.values()):

@@ -54,7 +54,7 @@ _OTHER_RUNS: dict[str, tuple[re.Pattern[bytes], str, int | None]] = {
 
 
 _SPACE, _NO_SPACE = re.compile(rb"\s"), re.compile(rb"\S")
-_TOKENS = ffi.typeof("llama_token[]")
+_TOKENS, _CHARS = ffi.typeof("llama_token[]"), ffi.typeof("char[]")
 _T = TypeVar("_T")
 _stack_size_lock = threading.Lock()
 
@@ -183,15 +183,18 @@ class Vocab:
         self._refuse_none()
         if {*map(type, ids)} != {int} or min(ids) < 0 or max(ids) >= self.n_tokens:
             ids = [self._id(f"tokens[{i}]", token) for i, token in enumerate(ids)]
-        c_ids = ffi.new("llama_token[]", ids)
+        c_ids, n = ffi.new(_TOKENS, ids), len(ids)
+        size = 8 * n + 16
+        text = ffi.new(_CHARS, size)
         with self._handle:
-            text, count = filled(
-                lambda buffer, size: lib.llama_detokenize(
-                    self._ptr, c_ids, len(ids), buffer, size, remove_special, unparse_special
-                ),
-                "char[]", 8 * len(ids) + 16,
-            )  # fmt: skip
-        return str(ffi.buffer(text, count), "utf-8", "replace")
+            count = lib.llama_detokenize(self._ptr, c_ids, n, text, size, remove_special, unparse_special)
+            if count < 0:
+
+                def again(text: Any, size: int) -> int:
+                    return int(lib.llama_detokenize(self._ptr, c_ids, n, text, size, remove_special, unparse_special))
+
+                text, count = filled(again, "char[]", size)
+        return ffi.unpack(text, count).decode("utf-8", "replace")
 
     def piece(self, token: int, *, special: bool = False, lstrip: int = 0) -> bytes:
         """Return the bytes that ``token`` stands for (``llama_token_to_piece``).
