@@ -5,7 +5,8 @@
 One process for each model, in which both sides have it loaded. A round takes one sample of each side, the first of a
 round changes, and the ratios are those within a round. offgrid_llama gets str and gives str, llama-cpp-python gets and
 gives bytes, as its methods want them. The tokens are the same, and that is checked. The texts are tests/texts.py's. The
-longest is not turned back: llama-cpp-python's `detokenize` takes the square of the length.
+longest is not turned back: llama-cpp-python's `detokenize` takes the square of the length. A token that is turned back
+alone, as "a word" is, comes from memory the second time it is asked for.
 """
 
 from __future__ import annotations

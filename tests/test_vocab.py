@@ -625,6 +625,24 @@ def test_piece_of_a_control_token(gemma: og.Model) -> None:
     assert gemma.vocab.detokenize([gemma.vocab.bos], unparse_special=True) == "<bos>"
 
 
+def test_detokenize_one_token(gemma_path: Path) -> None:
+    """The text of one token is the same each time it is asked for, whatever was asked before, until the model is closed."""
+    with og.Model(gemma_path, vocab_only=True) as model:
+        vocab = model.vocab
+        bos, (a, *_) = vocab.bos, vocab.tokenize(" a b", add_special=False)
+        for _ in range(2):
+            assert vocab.detokenize([bos], unparse_special=True) == "<bos>"
+            assert vocab.detokenize([bos], remove_special=True, unparse_special=True) == ""
+            assert vocab.detokenize([bos]) == ""
+            assert vocab.detokenize([a]) == " a"
+            with pytest.raises(TypeError):
+                vocab.detokenize([1.0])  # type: ignore[list-item]
+            with pytest.raises(ValueError, match=r"tokens\[0\]"):
+                vocab.detokenize([vocab.n_tokens])
+    with pytest.raises(og.ClosedError):
+        vocab.detokenize([a])
+
+
 def test_detokenize_without_special_tokens(gemma: og.Model) -> None:
     """``remove_special`` leaves out what ``add_special`` has added."""
     tokens = gemma.vocab.tokenize("Hello world")

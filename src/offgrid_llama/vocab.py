@@ -75,6 +75,7 @@ class Vocab:
         self._model = model
         self._handle = model._handle
         self._pieces: dict[int, bytes] = {}  # of the tokens that were asked for
+        self._texts: dict[int | None, str] = {}  # and of those that were asked for alone
         self._characters: set[str] = set()  # that are tokens; filled by _special_texts()
         self._specials: dict[bool, list[bytes]] = {}
         with self._handle as ptr:
@@ -180,6 +181,10 @@ class Vocab:
         ids = tokens if type(tokens) is list else list(tokens)
         if not ids:
             return ""
+        alone = ids[0] if len(ids) == 1 and type(ids[0]) is int and not (remove_special or unparse_special) else None
+        if alone in self._texts:
+            self._handle.check_open()
+            return self._texts[alone]
         self._refuse_none()
         if {*map(type, ids)} != {int} or min(ids) < 0 or max(ids) >= self.n_tokens:
             ids = [self._id(f"tokens[{i}]", token) for i, token in enumerate(ids)]
@@ -194,7 +199,10 @@ class Vocab:
                     return int(lib.llama_detokenize(self._ptr, c_ids, n, text, size, remove_special, unparse_special))
 
                 text, count = filled(again, "char[]", size)
-        return ffi.unpack(text, count).decode("utf-8", "replace")
+        result = str(ffi.unpack(text, count), "utf-8", "replace")
+        if alone is not None:
+            self._texts[alone] = result
+        return result
 
     def piece(self, token: int, *, special: bool = False, lstrip: int = 0) -> bytes:
         """Return the bytes that ``token`` stands for (``llama_token_to_piece``).
