@@ -160,11 +160,11 @@ class Model(Owner):
                     raise
         self._own(Handle(f"Model {self.path.name}", ptr, lib.llama_model_free))
         rpc.hold(self._handle, params.devices or ())
-        self.vocab = Vocab(self)
         self._learned_positions = "position_embd.weight" in self._tensors
         self._n_positions = self._rows("position_embd.weight")  # 0: any position can be computed
         self._n_scores = self._rows("cls.output.weight") or self._rows("cls.weight")
         self._describe(ptr)
+        self.vocab = Vocab(self)
 
     def _rows(self, tensor: str) -> int:
         """Return how many rows a tensor has, 0 if it is not there."""

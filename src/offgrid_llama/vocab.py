@@ -5,8 +5,9 @@ from __future__ import annotations
 import re
 import threading
 from collections.abc import Sequence
+from functools import partial
 from itertools import islice
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from ._capi import ffi, lib
 from ._check import filled, number, text_of
@@ -98,6 +99,9 @@ class Vocab:
         if self.type is VocabType.WPM:
             added = {"bos": True, "sep": True}
         self._missing = " and ".join(name for name, wanted in added.items() if wanted and getattr(self, name) is None)
+        self._pre = str({**model.metadata, **model.kv_overrides}.get("tokenizer.ggml.pre", ""))
+        odd = self._pre == "whitespace" or self._pre in _OTHER_RUNS
+        self._particular = odd or bool(self._missing) or self.type is VocabType.NONE  # about short texts, too
 
     def __len__(self) -> int:
         return self.n_tokens
@@ -125,6 +129,18 @@ class Vocab:
             data = text.encode("utf-8")
         else:
             raise TypeError(f"text must be str or bytes, not {type(text).__name__}")
+        deep = False
+        if self._particular or len(data) > _SHORT_RUN_BYTES:
+            data, deep = self._prepared(data, add_special, parse_special)
+        try:
+            if deep:
+                return _on_deep_stack(partial(self._tokenize, data, add_special, parse_special))
+            return self._tokenize(data, add_special, parse_special)
+        except (NativeError, OverflowError) as error:
+            raise TokenizeError(f"the text of {len(data):,} bytes could not be tokenized: {error}") from error
+
+    def _prepared(self, data: bytes, add_special: bool, parse_special: bool) -> tuple[bytes, bool]:
+        """Return what to tokenize, and whether that takes a deep stack; TokenizeError for what must not be."""
         self._refuse_none()
         if add_special and self._missing:
             raise TokenizeError(
@@ -133,8 +149,9 @@ class Vocab:
         if len(data) > MAX_TEXT_BYTES:
             raise TokenizeError(f"text has {len(data):,} bytes; at most {MAX_TEXT_BYTES:,} can be tokenized at once")
 
-        pre = self._model.metadata.get("tokenizer.ggml.pre", "")
-        if pre == "whitespace":  # its words are spaces too, and llama.cpp aborts on one that is longer than a space
+        if (
+            self._pre == "whitespace"
+        ):  # its words are spaces too, and llama.cpp aborts on one that is longer than a space
             data = " ".join(re.split(r"\s+", data.decode("utf-8"))).encode("utf-8")
 
         run_bytes = _longest_run(data)
@@ -142,20 +159,15 @@ class Vocab:
             raise TokenizeError(
                 f"text has {run_bytes:,} bytes without a space; at most {MAX_RUN_BYTES:,} can be tokenized"
             )
-        if pre in _OTHER_RUNS:
-            pattern, what, limit = _OTHER_RUNS[pre]
+        if self._pre in _OTHER_RUNS:
+            pattern, what, limit = _OTHER_RUNS[self._pre]
             other = max(map(len, pattern.findall(data)), default=0)
             if other > (limit or MAX_RUN_BYTES):
                 raise TokenizeError(f"text has {other:,} {what}; at most {limit or MAX_RUN_BYTES:,} can be tokenized")
             run_bytes = max(run_bytes, other)
         if len(data) > _SURELY_QUICK_BYTES:
             self._refuse_squares(data, parse_special)
-        try:
-            if run_bytes <= _SHORT_RUN_BYTES:
-                return self._tokenize(data, add_special, parse_special)
-            return _on_deep_stack(lambda: self._tokenize(data, add_special, parse_special))
-        except (NativeError, OverflowError) as error:
-            raise TokenizeError(f"the text of {len(data):,} bytes could not be tokenized: {error}") from error
+        return data, run_bytes > _SHORT_RUN_BYTES
 
     def _tokenize(self, data: bytes, add_special: bool, parse_special: bool) -> list[int]:
         size = len(data) + 8  # there are hardly ever more tokens than bytes
@@ -163,11 +175,8 @@ class Vocab:
         with self._handle:
             count = lib.llama_tokenize(self._ptr, data, len(data), tokens, size, add_special, parse_special)
             if count < 0:
-
-                def again(tokens: Any, size: int) -> int:
-                    return int(lib.llama_tokenize(self._ptr, data, len(data), tokens, size, add_special, parse_special))
-
-                tokens, count = filled(again, "llama_token[]", size)
+                call = lambda *to: lib.llama_tokenize(self._ptr, data, len(data), *to, add_special, parse_special)  # noqa: E731
+                tokens, count = filled(call, "llama_token[]", size)
         return ffi.unpack(tokens, count) if count else []
 
     def detokenize(self, tokens: Sequence[int], *, remove_special: bool = False, unparse_special: bool = False) -> str:
@@ -194,11 +203,8 @@ class Vocab:
         with self._handle:
             count = lib.llama_detokenize(self._ptr, c_ids, n, text, size, remove_special, unparse_special)
             if count < 0:
-
-                def again(text: Any, size: int) -> int:
-                    return int(lib.llama_detokenize(self._ptr, c_ids, n, text, size, remove_special, unparse_special))
-
-                text, count = filled(again, "char[]", size)
+                call = lambda *to: lib.llama_detokenize(self._ptr, c_ids, n, *to, remove_special, unparse_special)  # noqa: E731
+                text, count = filled(call, "char[]", size)
         result = str(ffi.unpack(text, count), "utf-8", "replace")
         if alone is not None:
             self._texts[alone] = result
