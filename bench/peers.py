@@ -23,7 +23,7 @@ sys.path.append(str(ROOT / "vendor"))
 
 from fetch_llama_cpp import SDIST, download, fetch  # noqa: E402
 
-TARGETS = ["llama-bench", "llama-batched-bench", "llama-completion", "llama-tokenize", "mtmd"]
+TARGETS = ["llama-bench", "llama-batched-bench", "llama-completion", "llama-quantize", "llama-tokenize", "mtmd"]
 CMAKE_OPTIONS = {
     "CMAKE_BUILD_TYPE": "Release",
     "BUILD_SHARED_LIBS": "ON",
