@@ -52,7 +52,7 @@ def write_importance(model: Path, file: Path) -> None:
             if len(tensor.shape) == 2:
                 tensors[f"{tensor.name}.in_sum2"] = random.uniform(1, 100, (1, tensor.shape[0])).astype(np.float32)
                 tensors[f"{tensor.name}.counts"] = np.ones((1, 1), np.float32)
-    keys = {
+    keys: dict[str, Any] = {
         "general.type": "imatrix",
         "imatrix.datasets": ["none"],
         "imatrix.chunk_count": 1,
