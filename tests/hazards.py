@@ -585,6 +585,25 @@ if b"three" not in ffi.unpack(prompt, max(length, 0)):
         ),
         note="seen: SIGSEGV; the clone has the index of the refused token, and none of the probabilities",
     ),
+    Hazard(
+        "a logit that overflows, before a sampler that selects",
+        (
+            ("decoded(); big = [S.logit_bias(vocab, {3: 3e38}) for _ in range(2)]; "
+             "og.SamplerChain([*big, S.dist(1)]).sample(context, -1)", "SamplerError", "no token"),
+            (f"decoded(); og.SamplerChain([{FORBID_ALL}, S.dist(1)]).sample(context, -1)", "SamplerError", "no token"),
+        ),
+        """
+tokens = ffi.new("llama_token_data[]", [(i, 1.0, 0.0) for i in range(8)])
+tokens[3].logit = float("inf")
+array = ffi.new("llama_token_data_array *", (tokens, 8, -1, False))
+lib.llama_sampler_apply(lib.llama_sampler_init_dist(1), array)
+if array.selected != 3:
+    harm("a token without a probability")
+""",
+        "harm",
+        ("test_chain.py::test_a_logit_that_overflows", "test_chain.py::test_nothing_left_to_choose"),
+        note="a build with assertions on ends there",
+    ),
     Hazard("infill without a top_k, over the whole vocabulary",
         (
             ("og.SamplerChain([S.infill(vocab)])", "ValueError", "top_k"),
