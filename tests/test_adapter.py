@@ -161,6 +161,19 @@ def test_a_forgotten_adapter(
     same(compute(context), Twin(weights))
 
 
+def test_a_closed_context_lets_go_of_its_adapters(tiny: og.Model, files: list[tuple[Path, Weights]]) -> None:
+    """What only a closed context refers to is freed, although somebody still has the context."""
+    context = og.Context(tiny, n_ctx=256)
+    lora = og.LoRA(tiny, files[0][0])
+    handle = lora._handle
+    context.set_loras([lora])
+    del lora
+    with pytest.warns(ResourceWarning, match="unclosed LoRA"):
+        context.close()
+        gc.collect()
+    assert handle.closed
+
+
 def test_closing_while_another_thread_decodes(tiny: og.Model, files: list[tuple[Path, Weights]]) -> None:
     """close() waits for the decode that uses the adapter."""
     with og.Context(tiny, n_ctx=2048, **EXACT) as context:

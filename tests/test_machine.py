@@ -101,6 +101,10 @@ class Context(Thing):
         self.expected = expected
         self.view: tuple[Any, Any, int] | None = None  # logits that were kept, what they hold, their step
 
+    def close(self) -> None:
+        super().close()
+        self.expected.loras = {}  # it lets go of them
+
 
 class Chain(Thing):
     def __init__(self, obj: og.SamplerChain, names: list[str], model: Thing | None) -> None:

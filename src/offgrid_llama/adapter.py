@@ -175,15 +175,14 @@ def set_loras(context: Context, loras: Mapping[LoRA, float] | Iterable[LoRA]) ->
         if lora.model is not context.model:
             raise ValueError(f"{lora._handle.name} is for {lora.model._handle.name}, not {context.model._handle.name}")
         wanted[lora] = real("scale", scale)
-    before: dict[LoRA, tuple[Any, float]]
     with ExitStack() as stack:
         pointers = [stack.enter_context(lora._handle) for lora in wanted]
         with context._handle as ptr:
-            before = context._loras
+            before = dict(context._loras)
             for lora in wanted:
                 lora._users.add(context)  # whoever closes it from now on takes it away first
             _use(context, ptr, {lora: (pointer, wanted[lora]) for lora, pointer in zip(wanted, pointers, strict=True)})
-    before.clear()  # here, as the finalizer of one that nobody else holds needs the context
+    del before  # here, as the finalizer of one that nobody else holds needs the context
 
 
 def _use(context: Context, ptr: Any, loras: dict[LoRA, tuple[Any, float]]) -> None:
@@ -191,7 +190,8 @@ def _use(context: Context, ptr: Any, loras: dict[LoRA, tuple[Any, float]]) -> No
     scales = ffi.new("float[]", [scale for _, scale in loras.values()])
     lib.llama_set_adapters_lora(ptr, pointers, len(loras), scales)
     raise_caught()
-    context._loras = loras
+    context._loras.clear()
+    context._loras.update(loras)
     sums: dict[str, float] = {}  # two adapters may be one file
     for lora, (_, scale) in loras.items():
         key = f"lora {lora._fingerprint}"

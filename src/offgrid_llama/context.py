@@ -153,10 +153,16 @@ class Context(Owner):
             def request_stop() -> None:
                 cancel.requested = 1
 
+            loras: dict[LoRA, tuple[Any, float]] = {}
+
+            def free(ptr: Any) -> None:
+                lib.llama_free(ptr)
+                loras.clear()
+
             name = f"Context of {model._handle.name}"
             # llama.cpp looks at the pool as long as the context lives.
             pool = () if threadpool is None else (threadpool._handle,)
-            self._own(Handle(name, ptr, lib.llama_free, model._handle, *pool, cancel=request_stop, exclusive=True))
+            self._own(Handle(name, ptr, free, model._handle, *pool, cancel=request_stop, exclusive=True))
             for handle in pool:
                 with handle as pool_ptr:
                     lib.llama_attach_threadpool(ptr, pool_ptr, pool_ptr)
@@ -165,7 +171,7 @@ class Context(Owner):
         self._rows: frozenset[int] = frozenset()  # what llama.h may be asked for
         self._encoded: frozenset[int] = frozenset()  # the sequences whose text the encoder has read
         self._adapters: dict[str, float] = {}  # fingerprints and scales of what changes the results
-        self._loras: dict[LoRA, tuple[Any, float]] = {}  # in use, with pointer and scale; held, as llama.h reads them
+        self._loras = loras  # in use, with pointer and scale; held, as llama.h reads them
         self._snapshots: dict[int, Snapshot] = {}  # those that llama.cpp still has
         self._moving = 0  # what memory leaves to the next decode: TURNING, COPYING
         with self._handle as ptr:  # another thread may close the model by now
