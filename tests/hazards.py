@@ -31,6 +31,7 @@ class Hazard:
     ends: str = "dies"
     tests: tuple[str, ...] = ()
     note: str = ""
+    openmp: bool = False  # only where ggml's threads are those of OpenMP
 
 
 # The words of a few statements that several rows need.
@@ -155,7 +156,8 @@ if os.waitpid(child, 0)[1] == signal.SIGALRM:
 """,
         ends="harm",
         tests=("test_ownership.py::test_a_forked_child_is_refused",),
-        note="with OpenMP; ggml's own threads hang as well",
+        note="ggml's own threads hang as well where a pool was attached",
+        openmp=True,
     ),
 ]
 
@@ -861,6 +863,7 @@ lib.llama_attach_threadpool(made, pool, pool)
 lib.llama_decode(made, text(32))
 """,
         tests=("test_threadpool.py::test_more_threads_than_the_pool_has",),
+        openmp=True,
     ),
     Hazard(
         "tokenizers that recurse, abort or take the square: exaone-moe, superbpe, whitespace, afmoe",

@@ -12,12 +12,12 @@ kind=${1:?address or assertions}
 shift
 home=$PWD/build/sanitize-$kind
 case $kind in
-    address) flags="-fsanitize=address,undefined -fno-omit-frame-pointer" optimize="-O1 -g1" ;;
-    assertions) flags="" optimize="-O2 -g1" ;;
+    address) flags="-fsanitize=address,undefined -fno-omit-frame-pointer" optimize="-O1 -g1" openmp=OFF ;;
+    assertions) flags="" optimize="-O2 -g1" openmp=ON ;;
     *) echo "$kind: address or assertions" >&2 && exit 2 ;;
 esac
 
-# Debug is the only build type without -DNDEBUG. OpenMP's threads are not known to the sanitizers.
+# Debug is the only build type without -DNDEBUG. The sanitizers do not know OpenMP's threads.
 [ -d "$home/venv" ] || "${PYTHON:-python3}" -m venv "$home/venv"
 "$home/venv/bin/pip" install -q 'scikit-build-core>=0.11' 'cffi>=1.17' pip cmake ninja
 "$home/venv/bin/pip" install -q --no-build-isolation -e '.[test]' \
@@ -28,7 +28,7 @@ esac
     --config-settings=cmake.define.CMAKE_CXX_FLAGS="$flags" \
     --config-settings=cmake.define.CMAKE_C_FLAGS_DEBUG="$optimize" \
     --config-settings=cmake.define.CMAKE_CXX_FLAGS_DEBUG="$optimize" \
-    --config-settings=cmake.define.GGML_OPENMP=OFF
+    --config-settings=cmake.define.GGML_OPENMP=$openmp
 
 python=$home/venv/bin/python
 nouns=(tests/test_{model,gguf,vocab,batch,context,memory,logits,state,adapter,embedding,sampling,grammar,handle}.py)

@@ -391,7 +391,10 @@ def test_mutated_files(
         if done.returncode == 0:
             break
         begin = int(lines[-1][0]) + 1 if lines else len(numbers)
-        deaths.append((begin - 1, done.returncode, done.stderr[-500:]))
+        if "`!isnan(sumf) && !isinf(sumf)'" in done.stderr:
+            seen["no numbers"] += 1  # a build with assertions ends where another computes NaN, which nothing chooses
+        else:
+            deaths.append((begin - 1, done.returncode, done.stderr[-500:]))
     _figures(request, kind, dict(seen))
     assert not deaths
     assert sum(seen.values()) == len(numbers)
