@@ -312,7 +312,6 @@ def test_what_has_no_guard_is_not_called() -> None:
         tree = ast.parse(path.read_text(encoding="utf-8"))
         names = {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
         assert not names & NOT_CALLED, path
-
     assert set(dir(lib)) >= NOT_CALLED  # no name is misspelt
 
 

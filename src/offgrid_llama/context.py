@@ -142,36 +142,13 @@ class Context(Owner):
         c_params = self.params.to_c()
         c_params.abort_callback = ffi.addressof(lib, "og_should_abort")
         c_params.abort_callback_data = cancel
-        forget_log()
-        with model._handle as model_ptr:
-            ptr = not_null(
-                lib.llama_init_from_model(model_ptr, c_params),
-                lambda log: ContextError(f"no context could be made for {model._handle.name}", log=log),
-                lib.llama_free,
-            )
-
-            def request_stop() -> None:
-                cancel.requested = 1
-
-            loras: dict[LoRA, tuple[Any, float]] = {}
-
-            def free(ptr: Any) -> None:
-                lib.llama_free(ptr)
-                loras.clear()
-
-            name = f"Context of {model._handle.name}"
-            # llama.cpp looks at the pool as long as the context lives.
-            pool = () if threadpool is None else (threadpool._handle,)
-            self._own(Handle(name, ptr, free, model._handle, *pool, cancel=request_stop, exclusive=True))
-            for handle in pool:
-                with handle as pool_ptr:
-                    lib.llama_attach_threadpool(ptr, pool_ptr, pool_ptr)
+        self._loras: dict[LoRA, tuple[Any, float]] = {}  # in use, with pointer and scale; held, as llama.h reads them
+        self._open(c_params, cancel)
         self._cancel = cancel
         self._step = 0  # counts the calls that overwrite the outputs
         self._rows: frozenset[int] = frozenset()  # what llama.h may be asked for
         self._encoded: frozenset[int] = frozenset()  # the sequences whose text the encoder has read
         self._adapters: dict[str, float] = {}  # fingerprints and scales of what changes the results
-        self._loras = loras  # in use, with pointer and scale; held, as llama.h reads them
         self._snapshots: dict[int, Snapshot] = {}  # those that llama.cpp still has
         self._moving = 0  # what memory leaves to the next decode: TURNING, COPYING
         with self._handle as ptr:  # another thread may close the model by now
@@ -186,6 +163,32 @@ class Context(Owner):
             self._whole = self._pooled or not lib.llama_get_causal_attn(ptr)
         self._n_outputs_max = self.params.n_outputs_max or self.n_batch
         self.memory = Memory(self)
+
+    def _open(self, c_params: Any, cancel: Any) -> None:
+        loras = self._loras
+
+        def free(ptr: Any) -> None:
+            lib.llama_free(ptr)
+            loras.clear()
+
+        def request_stop() -> None:
+            cancel.requested = 1
+
+        forget_log()
+        model = self.model._handle
+        with model as model_ptr:
+            ptr = not_null(
+                lib.llama_init_from_model(model_ptr, c_params),
+                lambda log: ContextError(f"no context could be made for {model.name}", log=log),
+                lib.llama_free,
+            )
+            # llama.cpp looks at the pool as long as the context lives.
+            pool = () if self._threadpool is None else (self._threadpool._handle,)
+            name = f"Context of {model.name}"
+            self._own(Handle(name, ptr, free, model, *pool, cancel=request_stop, exclusive=True))
+            for handle in pool:
+                with handle as pool_ptr:
+                    lib.llama_attach_threadpool(ptr, pool_ptr, pool_ptr)
 
     def decode(self, batch: Batch) -> None:
         """Compute a batch and add it to the memory (``llama_decode``). Its rows with ``logits=True`` can be read then.
