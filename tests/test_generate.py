@@ -15,7 +15,6 @@ from typing import Any
 import pytest
 
 import offgrid_llama as og
-from offgrid_llama import samplers
 
 PROMPT = "The capital of France is"
 CHAT = "<|im_start|>user\nWhat is 2+2?<|im_end|>\n<|im_start|>assistant\n"
@@ -80,26 +79,27 @@ def test_seeds(smollm2: og.Model) -> None:
     assert len({draw().text for _ in range(4)}) > 1
 
 
-def test_sampling_is_top_k_top_p_min_p_temp_dist(smollm2: og.Model, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The samplers come in this order, with the arguments given, and those that would do nothing do not come."""
-    made: list[tuple[str, Any]] = []
-    for name in set(samplers.__all__) - {"TABLE", "Argument", "Kind", "Sampler"}:
-        original = getattr(samplers, name)
+def test_arguments_of_sampling(smollm2: og.Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They stand in place of those of ``sampling``; a SamplerChain is made only where it takes one."""
+    made: list[tuple[og.SamplingParams, type]] = []
+    original = generate_module.sampler_for
 
-        def make(*values: Any, name: str = name, original: Any = original) -> og.Sampler:
-            made.append((name, values))
-            sampler: og.Sampler = original(*values)
-            return sampler
+    def make(params: og.SamplingParams, vocab: og.Vocab) -> og.FastSampler | og.SamplerChain:
+        sampler: og.FastSampler | og.SamplerChain = original(params, vocab)
+        made.append((params, type(sampler)))
+        return sampler
 
-        monkeypatch.setattr(samplers, name, make)
+    monkeypatch.setattr(generate_module, "sampler_for", make)
     arguments: dict[str, Any] = {"top_k": 7, "top_p": 0.5, "min_p": 0.25, "temperature": 0.75, "seed": 9}
+    expected = og.SamplingParams(**arguments)
     assert og.generate(smollm2, "Hello", max_tokens=1, n_threads=1, **arguments).text
-    expected = [("top_k", (7,)), ("top_p", (0.5, 0)), ("min_p", (0.25, 0)), ("temp_ext", (0.75, 0, 1)), ("dist", (9,))]
-    assert made == expected
-    made.clear()
     params = og.SamplingParams(top_p=0.5, min_p=0.25, temperature=0.1, top_k=3, seed=9)
     assert og.generate(smollm2, "Hello", max_tokens=1, n_threads=1, sampling=params, top_k=7, temperature=0.75).text
-    assert made == expected
+    assert made == [(expected, og.FastSampler)] * 2
+    made.clear()
+    grammar = og.Grammar.gbnf('root ::= "yes"')
+    assert og.generate(smollm2, "Hello", max_tokens=9, n_threads=1, grammar=grammar).text == "yes"
+    assert made == [(og.SamplingParams(grammar=grammar), og.SamplerChain)]
 
 
 def test_sampling_params(smollm2: og.Model, say: Say) -> None:

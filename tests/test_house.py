@@ -17,7 +17,8 @@ ORDER = [
     "errors", "text", "gbnf", "gguf_bytes", "replacing", "_capi", "_handle", "_callbacks", "_check", "backend",
     "threadpool", "rpc", "params", "gguf", "splits", "overrides", "store", "vocab", "saving", "placement", "model",
     "batch", "memory", "logits", "adapter", "state", "perf", "context", "custom", "sampling", "chain", "grammar",
-    "sampling_params", "memory_plan", "quantize", "embedding", "reranking", "generate", "infill", "chat", "cli",
+    "sampling_params", "fast_sampling", "memory_plan", "quantize", "embedding", "reranking", "generate", "infill",
+    "chat", "cli",
 ]  # fmt: skip
 STANDARD_LIBRARY_ONLY = {"errors", "text", "gbnf", "gguf_bytes", "replacing"}
 MAY_IMPORT_CAPI = set(ORDER[ORDER.index("_handle") : ORDER.index("generate")]) - {"store"}

@@ -82,9 +82,9 @@ def test_the_usual_samplers(coder: og.Model, monkeypatch: pytest.MonkeyPatch) ->
 
     monkeypatch.setattr(og.SamplingParams, "chain", record)
     assert og.infill(coder, "ab", "cd", max_tokens=1, n_threads=1).tokens == []  # none before it is asked for
-    for sampling in (None, og.SamplingParams(temperature=0)):
+    for sampling in (None, og.SamplingParams(top_k=5, samplers=("top_k", "infill"))):
         list(og.infill(coder, "ab", "cd", max_tokens=2, n_threads=1, sampling=sampling))
-    assert seen == [("top-k", "top-p", "infill", "dist"), ("greedy",)]
+    assert seen == [("top-k", "top-p", "infill", "dist"), ("top-k", "infill", "dist")]
 
 
 def test_a_stop_string_and_room(coder: og.Model) -> None:

@@ -18,6 +18,7 @@ from .context import Context
 from .embedding import Embedder
 from .errors import *  # noqa: F403 - errors.__all__ is the list
 from .errors import __all__ as _errors
+from .fast_sampling import FastSampler
 from .generate import Generation, generate
 from .gguf import GGUF
 from .grammar import Grammar
@@ -56,11 +57,11 @@ __version__ = "0.1.0"
 
 __all__ = [
     "GGUF", "AttentionType", "Batch", "Context", "ContextPerf", "ControlVector", "Device", "Embedder",
-    "FlashAttention", "Generation", "Grammar", "LazyMode", "LoRA", "LoadMode", "Logits", "Memory", "MemoryPlan",
-    "Model", "PoolingType", "Quantized", "Ranked", "Reranker", "RopeScaling", "RopeType", "Sampler", "SamplerChain",
-    "SamplerPerf", "SamplingParams", "Snapshot", "SplitMode", "State", "TextStream", "ThreadPool", "TokenAttr",
-    "Vocab", "VocabType", "build_info", "devices", "generate", "infill", "load_imatrix", "memory_plan", "numa_init",
-    "quantize", "rpc", "samplers", "store",
+    "FastSampler", "FlashAttention", "Generation", "Grammar", "LazyMode", "LoRA", "LoadMode", "Logits", "Memory",
+    "MemoryPlan", "Model", "PoolingType", "Quantized", "Ranked", "Reranker", "RopeScaling", "RopeType", "Sampler",
+    "SamplerChain", "SamplerPerf", "SamplingParams", "Snapshot", "SplitMode", "State", "TextStream", "ThreadPool",
+    "TokenAttr", "Vocab", "VocabType", "build_info", "devices", "generate", "infill", "load_imatrix", "memory_plan",
+    "numa_init", "quantize", "rpc", "samplers", "store",
 ]  # fmt: skip
 __all__ += _errors  # noqa: PLE0605
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, Literal
@@ -12,6 +13,7 @@ from .batch import Batch
 from .chain import SamplerChain
 from .context import Context
 from .errors import ContextLengthError
+from .fast_sampling import FastSampler, sampler_for
 from .grammar import Grammar
 from .model import Model
 from .params import ContextParams
@@ -141,8 +143,8 @@ def generate(
 
     generation = Generation(n_prompt=len(tokens))
     context = lambda: Context(model, n_ctx=n_ctx, n_outputs_max=1, n_threads=n_threads)  # noqa: E731
-    chain = lambda: params.chain(vocab)  # noqa: E731
-    generation._steps = _steps(generation, tokens, min(max_tokens, n_ctx - len(tokens)), context, chain, stream)
+    sampler = lambda: sampler_for(params, vocab)  # noqa: E731
+    generation._steps = _steps(generation, tokens, min(max_tokens, n_ctx - len(tokens)), context, sampler, stream)
     return generation
 
 
@@ -151,10 +153,10 @@ def _steps(
     tokens: list[int],
     room: int,
     make_context: Callable[[], Context],
-    make_chain: Callable[[], SamplerChain],
+    make_sampler: Callable[[], FastSampler | SamplerChain],
     stream: TextStream,
 ) -> Iterator[str]:
-    with make_context() as context, make_chain() as chain:
+    with make_context() as context, closing(make_sampler()) as sampler:
         vocab, n_batch = context.model.vocab, context.n_batch
         batch = Batch(min(n_batch, len(tokens)))
         begin = perf_counter()
@@ -162,7 +164,7 @@ def _steps(
             batch.clear()
             batch.add_sequence(tokens[start : start + n_batch], pos=start)
             context.decode(batch)
-        token = chain.sample(context, -1)
+        token = sampler.sample(context, -1)
         generation.prompt_seconds = perf_counter() - begin
         while not (ended := vocab.is_eog(token)):
             generation.tokens.append(token)
@@ -173,7 +175,7 @@ def _steps(
             batch.clear()
             batch.add(token, generation.n_prompt + len(generation.tokens) - 1, [0], logits=True)
             context.decode(batch)
-            token = chain.sample(context, -1)
+            token = sampler.sample(context, -1)
             generation.decode_seconds += perf_counter() - begin
     rest = stream.finish()
     generation.finish_reason = "stop" if ended or stream.stopped is not None else "length"

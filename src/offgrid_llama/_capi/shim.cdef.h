@@ -36,6 +36,37 @@ struct llama_sampler_i og_custom;
 // The sampler before the one that selects, without a context: it ends og_sample where no token has a probability.
 struct llama_sampler_i og_guard;
 
+// How to choose one token of a row, and what was chosen; see fast_sampling.cpp.
+typedef struct og_fast_sampler {
+    float temperature;             // 0: the largest logit
+    int32_t top_k;                 // 0: off
+    float typical_p;               // 1: off
+    float top_p;                   // 1: off
+    float min_p;                   // 0: off
+    int32_t min_keep;
+    float repeat;                  // 1: off
+    float frequency;
+    float presence;
+    int32_t last_n;                // room in recent
+    int32_t * recent;              // the last tokens, for the penalties
+    int32_t n_recent;
+    int32_t oldest;                // its index, once recent is full
+    int32_t n_bias;
+    const int32_t * bias_tokens;   // each once
+    const float * biases;
+    const uint32_t * mask;         // one bit for each token, set where it is allowed; NULL: all
+    uint64_t random;               // the state of the random numbers
+    int32_t n_top;                 // -1: no logprobs; else how many besides the token's own
+    int32_t * top_tokens;          // -1 where there are no more
+    float * top_logprobs;
+    int32_t token;                 // out: what og_fast_sample returned
+    float logprob;                 // out
+} og_fast_sampler;
+
+// Choose a token of a row of logits, which are as they were afterwards. Returns the token, OG_REFUSED (nothing is allowed)
+// or OG_THREW.
+int32_t og_fast_sample(og_fast_sampler * sampler, float * logits, int32_t n_vocab);
+
 // Whether a grammar would let `token` through; OG_THREW when it threw. Changes nothing.
 int32_t og_allows(struct llama_sampler * grammar, int32_t token);
 

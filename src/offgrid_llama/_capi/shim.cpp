@@ -13,12 +13,15 @@
 #include "ggml-rpc.h"
 #include "gguf.h"
 
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <cstdio>
+#include <cstring>
 #include <ctime>
 #include <exception>
 #include <fcntl.h>
+#include <functional>
 #include <limits>
 #include <regex>
 #include <stdexcept>
@@ -27,6 +30,7 @@
 #include <type_traits>
 #include <unistd.h>
 #include <unordered_set>
+#include <utility>
 #include <vector>
 
 // Python; cffi defines them below
@@ -141,33 +145,6 @@ static void og_batch_put(
     batch->seq_id[row][0] = seq_id;
     batch->logits[row] = logits;
     batch->n_tokens = row + 1;
-}
-
-static int32_t og_argmax(const float * values, int32_t n) noexcept {
-    constexpr int LANES = 16;  // the compiler makes one vector of each four or eight; `a > b ? a : b` drops NaN
-    float lane[LANES];
-    for (float & best : lane) {
-        best = -INFINITY;
-    }
-    int32_t i = 0;
-    for (; i + LANES <= n; i += LANES) {
-        for (int k = 0; k < LANES; k++) {
-            lane[k] = values[i + k] > lane[k] ? values[i + k] : lane[k];
-        }
-    }
-    float best = -INFINITY;
-    for (const float value : lane) {
-        best = value > best ? value : best;
-    }
-    for (; i < n; i++) {
-        best = values[i] > best ? values[i] : best;
-    }
-    if (best == -INFINITY) {
-        return -1;
-    }
-    for (i = 0; values[i] != best; i++) {
-    }
-    return i;
 }
 
 #define OG_NOTHING_SELECTED (-1)

@@ -1,0 +1,167 @@
+"""FastSampler: the usual samplers in one pass over the logits (``og_fast_sample`` of ``_capi/fast_sampling.cpp``)."""
+
+from __future__ import annotations
+
+import math
+import secrets
+import threading
+from typing import TYPE_CHECKING
+
+from ._capi import ffi, lib
+from ._check import number, raise_caught
+from .errors import SamplerError
+from .sampling import DEFAULT_SEED
+
+if TYPE_CHECKING:
+    from .chain import SamplerChain
+    from .context import Context
+    from .sampling_params import SamplingParams
+    from .vocab import Vocab
+
+__all__ = ["FastSampler", "covers", "sampler_for"]
+
+
+_ORDER = ("penalties", "top_k", "typical", "top_p", "min_p", "temp_ext")
+
+
+def covers(params: SamplingParams) -> bool:
+    """Return whether a FastSampler does what ``params`` say: the samplers in llama.cpp's usual order, and none but these.
+
+    Those are ``logit_bias``, penalties, ``top_k``, ``typical_p``, ``top_p``, ``min_p`` and ``temperature``.
+    """
+    used = [name for name in params.samplers if _is_on(params, name)]
+    if params.grammar is not None or params.dynatemp_range:
+        return False
+    if params.temperature == 0:
+        return not {"dry", "xtc", "typical", "infill"} & set(used)
+    if params.mirostat or params.adaptive_target is not None:
+        return False
+    return used == [name for name in _ORDER if name in used]
+
+
+def _is_on(params: SamplingParams, name: str) -> bool:
+    return {
+        "dry": params.dry_multiplier > 0, "top_n_sigma": params.top_n_sigma > 0, "typical": params.typical_p < 1,
+        "xtc": params.xtc_probability > 0,
+    }.get(name, True)  # fmt: skip
+
+
+def sampler_for(params: SamplingParams, vocab: Vocab) -> FastSampler | SamplerChain:
+    """Return the quickest sampler that does what ``params`` say; it has ``sample``, ``accept``, ``reset`` and ``close``."""
+    return FastSampler(vocab, params) if covers(params) else params.chain(vocab)
+
+
+class FastSampler:
+    """Chooses tokens as the SamplerChain of the same SamplingParams does, some ten times as fast.
+
+    The probabilities are the chain's; the random numbers are others (splitmix64), so a seed draws other tokens than there.
+    A SamplerChain makes an array of the whole vocabulary for each token, this one reads the logits once.
+
+    Args:
+        vocab: of the model whose contexts it samples from.
+        params: what it does.
+        n_logprobs: how many of the most probable tokens to tell of, besides the one that was chosen; None tells nothing.
+
+    Raises ValueError for ``params`` that it does not cover, or with tokens that the model does not have.
+
+    Attributes:
+        seed: the seed, also where a random one was asked for.
+        logprob: the logarithm of the probability that the model gave to the last token, before any rule; None unless
+            ``n_logprobs`` is given.
+        top_logprobs: [(token, its logprob)] of the most probable tokens, in that order.
+    """
+
+    def __init__(self, vocab: Vocab, params: SamplingParams, *, n_logprobs: int | None = None) -> None:
+        if not covers(params):
+            raise ValueError("params have samplers, or an order of them, that take a SamplerChain: params.chain(vocab)")
+        self._vocab = vocab
+        self._params = params
+        self._n_logprobs = n_logprobs
+        n_top = -1 if n_logprobs is None else number("n_logprobs", n_logprobs, 0, vocab.n_tokens)
+        self.seed = secrets.randbelow(DEFAULT_SEED) if params.seed is None else params.seed
+        self.logprob: float | None = None
+        self.top_logprobs: list[tuple[int, float]] = []
+        on = set(params.samplers)
+        penalties = (params.repeat_penalty, params.frequency_penalty, params.presence_penalty)
+        last_n = params.repeat_last_n if "penalties" in on and penalties != (1, 0, 0) else 0
+        bias = {**params.logit_bias, **dict.fromkeys(vocab.suppress_tokens(), -math.inf)}
+        self._recent = ffi.new("int32_t[]", max(last_n, 1))
+        self._bias_tokens = ffi.new(
+            "int32_t[]", [number("logit_bias token", token, 0, vocab.n_tokens - 1) for token in bias]
+        )
+        self._biases = ffi.new("float[]", list(bias.values()))
+        self._top_tokens = ffi.new("int32_t[]", max(n_top, 1))
+        self._top_logprobs = ffi.new("float[]", max(n_top, 1))
+        self._c = ffi.new(
+            "og_fast_sampler *",
+            {
+                "temperature": params.temperature if "temp_ext" in on or params.temperature == 0 else 1.0,
+                "top_k": params.top_k if "top_k" in on else 0, "typical_p": params.typical_p if "typical" in on else 1.0,
+                "top_p": params.top_p if "top_p" in on else 1.0, "min_p": params.min_p if "min_p" in on else 0.0,
+                "min_keep": params.min_keep, "repeat": penalties[0], "frequency": penalties[1], "presence": penalties[2],
+                "last_n": last_n, "recent": self._recent, "n_bias": len(bias), "bias_tokens": self._bias_tokens,
+                "biases": self._biases, "random": self.seed, "n_top": n_top, "top_tokens": self._top_tokens,
+                "top_logprobs": self._top_logprobs,
+            },
+        )  # fmt: skip
+        self._lock = threading.Lock()  # a call lets go of the GIL
+
+    def __repr__(self) -> str:
+        return f"<FastSampler for {self._vocab._handle.name}>"
+
+    def sample(self, context: Context, row: int) -> int:
+        """Choose a token for a row of the context's last decode, and remember it for the penalties.
+
+        A logit that is NaN counts as -inf, one of more than 1e30 as 1e30.
+
+        Raises:
+            ValueError: the row has no logits, or the context is of another model.
+            SamplerError: every token is forbidden.
+        """
+        if context.model.vocab._handle is not self._vocab._handle:
+            raise ValueError(f"{self!r} cannot sample from {context!r}")
+        with self._lock:
+            with context._handle as ptr:
+                logits = lib.llama_get_logits_ith(ptr, context._readable(row))
+                token = int(lib.og_fast_sample(self._c, logits, self._vocab.n_tokens))
+            if token == lib.OG_THREW:
+                raise_caught()
+            if token < 0:
+                raise SamplerError("no token was selected: the logits and the biases forbid them all")
+            if self._n_logprobs is not None:
+                self.logprob = self._c.logprob
+                top = zip(
+                    ffi.unpack(self._top_tokens, self._n_logprobs), ffi.unpack(self._top_logprobs, self._n_logprobs),
+                    strict=True,
+                ) if self._n_logprobs else ()  # fmt: skip
+                self.top_logprobs = [(each, logprob) for each, logprob in top if each >= 0]
+            return token
+
+    def accept(self, token: int) -> None:
+        """Count ``token`` as one that was chosen, for the penalties; ``sample`` has done so for its own."""
+        token = number("token", token, 0, self._vocab.n_tokens - 1)
+        c = self._c
+        with self._lock:
+            if c.n_recent < c.last_n:
+                c.recent[c.n_recent] = token
+                c.n_recent += 1
+            elif c.last_n:
+                c.recent[c.oldest] = token
+                c.oldest = (c.oldest + 1) % c.last_n
+
+    def reset(self) -> None:
+        """Forget all tokens, and start the random numbers anew."""
+        with self._lock:
+            self._c.random, self._c.n_recent, self._c.oldest = self.seed, 0, 0
+
+    def close(self) -> None:
+        """Do nothing: it has no object of llama.h. For whoever has a SamplerChain in its place."""
+
+    def clone(self) -> FastSampler:
+        """Return a sampler of its own in the same state."""
+        other = FastSampler(self._vocab, self._params, n_logprobs=self._n_logprobs)
+        with self._lock:
+            other.seed = self.seed
+            other._c.random, other._c.n_recent, other._c.oldest = self._c.random, self._c.n_recent, self._c.oldest
+            ffi.memmove(other._recent, self._recent, ffi.sizeof(self._recent))
+        return other
