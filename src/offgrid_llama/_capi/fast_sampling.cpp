@@ -65,35 +65,48 @@ bool before(const Candidate & a, const Candidate & b) noexcept {
     return a.logit > b.logit || (a.logit == b.logit && a.token < b.token);
 }
 
-OG_INLINE float largest_of(const float * values, int32_t n) noexcept {
-    float best = -INFINITY;
+OG_INLINE void store(float * values, Floats stored) noexcept { std::memcpy(values, &stored, sizeof stored); }
+
+// The largest in each of LANES lanes, of values[0], [LANES], [2 * LANES] and so on in the first.
+OG_INLINE Floats largest_of(const float * values, int32_t n) noexcept {
+    Floats most[4];
+    for (Floats & each : most) {
+        each = Floats{} - INFINITY;
+    }
     int32_t i = 0;
-    if (n >= STEP) {
-        Floats most[4];
-        for (Floats & each : most) {
-            each = Floats{} - INFINITY;
-        }
-        for (; i + STEP <= n; i += STEP) {
-            for (int32_t k = 0; k < 4; k++) {
-                most[k] = larger(load(values + i + k * LANES), most[k]);
-            }
-        }
-        const Floats all = larger(larger(most[0], most[1]), larger(most[2], most[3]));
-        for (int32_t k = 0; k < LANES; k++) {
-            best = all[k] > best ? all[k] : best;
+    for (; i + STEP <= n; i += STEP) {
+        for (int32_t k = 0; k < 4; k++) {
+            most[k] = larger(load(values + i + k * LANES), most[k]);
         }
     }
-    for (; i < n; i++) {
-        best = values[i] > best ? values[i] : best;
+    for (; i + LANES <= n; i += LANES) {
+        most[0] = larger(load(values + i), most[0]);
+    }
+    Floats all = larger(larger(most[0], most[1]), larger(most[2], most[3]));
+    for (int32_t k = 0; i + k < n; k++) {
+        all[k] = values[i + k] > all[k] ? values[i + k] : all[k];
+    }
+    return all;
+}
+
+OG_INLINE float largest_lane(Floats lanes) noexcept {
+    float best = -INFINITY;
+    for (int32_t k = 0; k < LANES; k++) {
+        best = lanes[k] > best ? lanes[k] : best;
     }
     return best;
 }
 
-// Write the largest value of each block.
-OG_WIDE void measure_blocks(const float * values, int32_t n, int32_t block, float * maxima) noexcept {
+// Write the largest in each lane of each block, and return the largest of all.
+OG_WIDE float measure_blocks(const float * values, int32_t n, int32_t block, float * maxima) noexcept {
+    Floats most = Floats{} - INFINITY;
     for (int32_t begin = 0; begin < n; begin += block) {
-        *maxima++ = largest_of(values + begin, n - begin < block ? n - begin : block);
+        const Floats lanes = largest_of(values + begin, n - begin < block ? n - begin : block);
+        store(maxima, lanes);
+        maxima += LANES;
+        most = larger(lanes, most);
     }
+    return largest_lane(most);
 }
 
 OG_INLINE bool any_of(Ints hits) noexcept {
@@ -102,22 +115,24 @@ OG_INLINE bool any_of(Ints hits) noexcept {
     return (words[0] | words[1] | words[2] | words[3]) != 0;
 }
 
-// Append what is not smaller than `least`, of values[begin] to values[end - 1].
-OG_WIDE void gather_from(const float * values, int32_t begin, int32_t end, float least, std::vector<Candidate> & found) {
-    while (begin < end) {
-        const int32_t stop = std::min(begin + STEP, end);
-        if (stop - begin == STEP) {
-            const float * at = values + begin;
-            const Ints hits = (load(at) >= least) | (load(at + LANES) >= least) | (load(at + 2 * LANES) >= least) |
-                              (load(at + 3 * LANES) >= least);
-            if (!any_of(hits)) {
-                begin = stop;
+// Append what is not smaller than `least`, and more than -inf; `maxima` as measure_blocks has written them.
+OG_WIDE void gather_from(
+        const float * values, int32_t n, const float * maxima, float least, std::vector<Candidate> & found) {
+    for (int32_t begin = 0; begin < n; begin += BLOCK, maxima += LANES) {
+        if (!any_of(load(maxima) >= least)) {
+            continue;
+        }
+        const int32_t end = n - begin < BLOCK ? n : begin + BLOCK;
+        for (int32_t i = begin; i < end;) {
+            const int32_t stop = i + LANES < end ? i + LANES : end;
+            if (stop - i == LANES && !any_of(load(values + i) >= least)) {
+                i = stop;
                 continue;
             }
-        }
-        for (; begin < stop; begin++) {
-            if (values[begin] >= least && values[begin] != -INFINITY) {
-                found.push_back({values[begin], begin});
+            for (; i < stop; i++) {
+                if (values[i] >= least && values[i] != -INFINITY) {
+                    found.push_back({values[i], i});
+                }
             }
         }
     }
@@ -165,7 +180,7 @@ OG_WIDE double weigh_blocks(const float * values, int32_t n, float most, float r
     return total;
 }
 
-int32_t blocks_of(int32_t n) noexcept { return (n + BLOCK - 1) / BLOCK; }
+int32_t blocks_of(int32_t n, int32_t size) noexcept { return (n + size - 1) / size; }
 
 double uniform(uint64_t * state) noexcept {  // splitmix64 (Steele, Lea, Flood 2014)
     uint64_t z = *state += 0x9E3779B97F4A7C15u;
@@ -186,18 +201,17 @@ struct Desk {
     std::vector<int32_t> recent;
 
     double sum_of_weights(const float * values, int32_t n, float most, float rate) {
-        sums.resize(blocks_of(n));
+        sums.resize(blocks_of(n, BLOCK));
         return weigh_blocks(values, n, most, rate, sums.data());
     }
 
     float measure(const float * values, int32_t n) {
-        maxima.resize(blocks_of(n));
-        measure_blocks(values, n, BLOCK, maxima.data());
-        return largest_of(maxima.data(), static_cast<int32_t>(maxima.size()));
+        maxima.resize(LANES * blocks_of(n, BLOCK));
+        return measure_blocks(values, n, BLOCK, maxima.data());
     }
 
     int32_t first_of(const float * values, float most) const noexcept {
-        auto i = static_cast<int32_t>(std::find(maxima.begin(), maxima.end(), most) - maxima.begin()) * BLOCK;
+        auto i = static_cast<int32_t>(std::find(maxima.begin(), maxima.end(), most) - maxima.begin()) / LANES * BLOCK;
         while (values[i] != most) {
             i++;
         }
@@ -207,24 +221,17 @@ struct Desk {
     // Put what is not smaller than `least` into `found`, after measure().
     void gather(const float * values, int32_t n, float least) {
         found.clear();
-        for (size_t block = 0; block < maxima.size(); block++) {
-            if (!(maxima[block] >= least) || maxima[block] == -INFINITY) {
-                continue;
-            }
-            const int32_t begin = static_cast<int32_t>(block) * BLOCK;
-            const int32_t end = n - begin < BLOCK ? n : begin + BLOCK;
-            gather_from(values, begin, end, least, found);
-        }
+        gather_from(values, n, maxima.data(), least, found);
     }
 
     // The k largest, in order, into `found`, after measure().
     void gather_largest(const float * values, int32_t n, int32_t k) {
-        // Of the maxima of some more than k parts of the row, the k-th is no larger than the k-th of all.
+        // Of the maxima of more than k parts of the row, the k-th is no larger than the k-th of all.
         const auto count = static_cast<int32_t>(maxima.size());
         float least = -INFINITY;
         if (k <= count) {
-            const int32_t width = std::max(1, count / (2 * k));
-            order.resize((count + width - 1) / width);
+            const int32_t width = std::max(1, count / (8 * k)) * LANES;
+            order.resize(LANES * blocks_of(count, width));
             measure_blocks(maxima.data(), count, width, order.data());
             std::nth_element(order.begin(), order.begin() + (k - 1), order.end(), std::greater<float>());
             least = order[k - 1];
@@ -462,9 +469,9 @@ static OG_WIDE int32_t og_argmax(const float * values, int32_t n) noexcept {
     float most = -INFINITY;
     int32_t place = 0;
     for (int32_t begin = 0; begin < n; begin += BLOCK) {
-        const float best = largest_of(values + begin, n - begin < BLOCK ? n - begin : BLOCK);
-        if (best > most) {
-            most = best;
+        const Floats lanes = largest_of(values + begin, n - begin < BLOCK ? n - begin : BLOCK);
+        if (any_of(lanes > most)) {
+            most = largest_lane(lanes);
             place = begin;
         }
     }
