@@ -124,10 +124,15 @@ OG_WIDE void gather_from(
         }
         const int32_t end = n - begin < BLOCK ? n : begin + BLOCK;
         for (int32_t i = begin; i < end;) {
-            const int32_t stop = i + LANES < end ? i + LANES : end;
-            if (stop - i == LANES && !any_of(load(values + i) >= least)) {
-                i = stop;
-                continue;
+            const int32_t stop = std::min(i + STEP, end);
+            if (stop - i == STEP) {
+                const float * at = values + i;
+                const Ints hits = (load(at) >= least) | (load(at + LANES) >= least) |
+                                  (load(at + 2 * LANES) >= least) | (load(at + 3 * LANES) >= least);
+                if (!any_of(hits)) {
+                    i = stop;
+                    continue;
+                }
             }
             for (; i < stop; i++) {
                 if (values[i] >= least && values[i] != -INFINITY) {
@@ -282,13 +287,14 @@ struct Desk {
         found.swap(kept);
     }
 
-    // Keep the fewest of the sorted candidates that have a share of p in `total`.
+    // Keep the fewest of the sorted candidates that have a share of p in `total`, 0 for that of all candidates.
     void keep_nucleus(float most, double total, float p, int32_t min_keep) {
+        const double all = weigh(most, 1.0f);
+        const double enough = p * (total > 0 ? total : all);
         double sum = 0.0;
-        weigh(most, 1.0f);
         for (size_t i = 0; i < found.size(); i++) {
             sum += weights[i];
-            if (sum >= p * total && static_cast<int32_t>(i) + 1 >= min_keep) {
+            if (sum >= enough && static_cast<int32_t>(i) + 1 >= min_keep) {
                 found.resize(i + 1);
                 return;
             }
@@ -432,7 +438,7 @@ struct Desk {
             total = 0.0;
         }
         if (nucleus) {
-            keep_nucleus(most, total > 0 ? total : weigh(most, 1.0f), sampler->top_p, sampler->min_keep);
+            keep_nucleus(most, total, sampler->top_p, sampler->min_keep);
         }
         if (relative) {
             const float bound = most + logf(sampler->min_p);
