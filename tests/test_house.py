@@ -18,9 +18,9 @@ ORDER = [
     "threadpool", "rpc", "params", "gguf", "splits", "overrides", "store", "vocab", "saving", "placement", "model",
     "batch", "memory", "logits", "adapter", "state", "perf", "context", "custom", "sampling", "chain", "grammar",
     "sampling_params", "fast_sampling", "memory_plan", "quantize", "embedding", "reranking", "generate", "infill",
-    "chat", "cli",
+    "engine", "chat", "cli",
 ]  # fmt: skip
-STANDARD_LIBRARY_ONLY = {"errors", "text", "gbnf", "gguf_bytes", "replacing"}
+STANDARD_LIBRARY_ONLY = {"errors", "text", "gbnf", "gguf_bytes", "replacing", "engine/prefixes"}
 MAY_IMPORT_CAPI = set(ORDER[ORDER.index("_handle") : ORDER.index("generate")]) - {"store"}
 HEAVY = {"numpy", "jinja2", "llguidance", "rich", "typer", "huggingface_hub", "filelock", "asyncio"}
 

@@ -1,0 +1,137 @@
+"""PrefixIndex: who has which token ids in memory, and who shares the longest beginning with others (a radix tree, pure)."""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Hashable, Iterable, Set
+from typing import Generic, TypeVar
+
+__all__ = ["PrefixIndex"]
+
+_H = TypeVar("_H", bound=Hashable)
+
+
+class _Node(Generic[_H]):
+    """The tokens between two places where texts part, and all holders whose text goes on to their end."""
+
+    __slots__ = ("children", "edge", "holders", "parent")
+
+    def __init__(self, parent: _Node[_H] | None, edge: array[int], holders: Iterable[_H] = ()) -> None:
+        self.parent = self if parent is None else parent
+        self.edge = edge
+        self.children: dict[int, _Node[_H]] = {}
+        self.holders: dict[_H, None] = dict.fromkeys(holders)  # in order of arrival
+
+
+class PrefixIndex(Generic[_H]):
+    """The token ids of each holder, by their beginnings. A look-up takes as long as what it finds, however many there are.
+
+    Holders are whatever the caller names a text by, such as a sequence id.
+    """
+
+    def __init__(self) -> None:
+        self._root: _Node[_H] = _Node(None, array("i"))
+        self._ends: dict[_H, _Node[_H]] = {}
+
+    def __len__(self) -> int:
+        return len(self._ends)
+
+    def __contains__(self, holder: object) -> bool:
+        return holder in self._ends
+
+    def tokens(self, holder: _H) -> list[int]:
+        """Return the token ids of a holder."""
+        edges = []
+        node = self._ends[holder]
+        while node is not self._root:
+            edges.append(node.edge)
+            node = node.parent
+        return [token for edge in reversed(edges) for token in edge]
+
+    def extend(self, holder: _H, tokens: Iterable[int]) -> None:
+        """Append token ids to the text of a holder, a new one or one that is here."""
+        end = start = self._ends.setdefault(holder, self._root)
+        rest = array("i", tokens)
+        if end is not self._root and not end.children and len(end.holders) == 1:
+            end.edge.extend(rest)
+            return
+        begin = 0
+        while begin < len(rest):
+            child = end.children.get(rest[begin])
+            if child is None:
+                child = end.children[rest[begin]] = _Node(end, rest[begin:])
+            shared = _shared(child.edge, rest, begin)
+            if shared < len(child.edge):
+                child = self._split(child, shared)
+            child.holders[holder] = None
+            begin += shared
+            end = child
+        self._ends[holder] = end
+        if end is not start is not self._root:
+            self._join(start)
+
+    def remove(self, holder: _H) -> None:
+        """Forget a holder."""
+        node = self._ends.pop(holder)
+        while node is not self._root:
+            parent = node.parent
+            del node.holders[holder]
+            if not node.holders:
+                del parent.children[node.edge[0]]
+            else:
+                self._join(node)
+            node = parent
+
+    def truncate(self, holder: _H, length: int) -> None:
+        """Keep the first ``length`` token ids of a holder."""
+        kept = self.tokens(holder)[:length]
+        self.remove(holder)
+        self.extend(holder, kept)
+
+    def longest(self, tokens: Iterable[int]) -> tuple[int, Set[_H]]:
+        """Return the length of the longest beginning of ``tokens`` that anybody has, and all who have it."""
+        wanted = array("i", tokens)
+        node, found = self._root, 0
+        while found < len(wanted):
+            child = node.children.get(wanted[found])
+            if child is None:
+                break
+            shared = _shared(child.edge, wanted, found)
+            found += shared
+            node = child
+            if shared < len(child.edge):
+                break
+        return found, node.holders.keys()
+
+    def _split(self, node: _Node[_H], at: int) -> _Node[_H]:
+        """Part a node's edge; return the first half, which is new, as holders end at the second."""
+        first = _Node(node.parent, node.edge[:at], node.holders)
+        node.parent.children[first.edge[0]] = first
+        node.edge = node.edge[at:]
+        node.parent = first
+        first.children[node.edge[0]] = node
+        return first
+
+    def _join(self, node: _Node[_H]) -> None:
+        """Make one of a node and its only child, where nobody's text ends between them."""
+        if len(node.children) != 1:
+            return
+        (child,) = node.children.values()
+        if len(child.holders) == len(node.holders):
+            child.edge = node.edge + child.edge
+            child.parent = node.parent
+            node.parent.children[child.edge[0]] = child
+
+
+def _shared(edge: array[int], tokens: array[int], begin: int) -> int:
+    """Return how many tokens of ``edge`` are those of ``tokens`` from ``begin`` on; compares stretches, not tokens."""
+    low, high = 0, min(len(edge), len(tokens) - begin)
+    if edge[:high] == tokens[begin : begin + high]:
+        return high
+    while low + 1 < high:  # they part between the two
+        middle = (low + high) // 2
+        if edge[low:middle] == tokens[begin + low : begin + middle]:
+            low = middle
+        else:
+            high = middle
+    return low
