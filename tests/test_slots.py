@@ -1,0 +1,171 @@
+"""Slots: what a request finds computed is what memory has, whatever came before; and all slots add up."""
+
+from __future__ import annotations
+
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+
+from offgrid_llama.engine.slots import SHORT_TAIL, WORTH, Copy, Keep, Slots, Taken, Wait
+
+SYSTEM = list(range(100, 100 + 3 * WORTH))
+
+
+def taken(slots: Slots, prompt: list[int]) -> Taken:
+    found = slots.take(prompt)
+    assert isinstance(found, Taken)
+    return found
+
+
+def computed(slots: Slots, prompt: list[int]) -> Taken:
+    """Take a slot, and compute its whole prompt."""
+    found = taken(slots, prompt)
+    slots.advance(found.seq, len(prompt) - found.n_cached)
+    return found
+
+
+def test_requests_that_arrive_together_share_a_prefix() -> None:
+    """The second waits while the first computes what both begin with, and then has a copy of it."""
+    slots = Slots(3)
+    first = taken(slots, [*SYSTEM, 1])
+    assert first == Taken(0, 0, ())
+    assert slots.take([*SYSTEM, 2]) is Wait.PREFIX
+    slots.advance(0, len(SYSTEM) - WORTH)
+    assert slots.take([*SYSTEM, 2]) is Wait.PREFIX
+    slots.advance(0, WORTH)
+    assert taken(slots, [*SYSTEM, 2]) == Taken(1, len(SYSTEM), (Copy(0, 1),))
+    slots.advance(0, 1)
+    assert taken(slots, [*SYSTEM, 3]) == Taken(2, len(SYSTEM), (Copy(1, 2),))
+    assert slots.take([7]) is Wait.SLOT
+
+
+def test_a_conversation_goes_on_where_it_was() -> None:
+    """The next turn takes over the idle slot of the one before; nothing is copied or forgotten."""
+    slots = Slots(2)
+    turn = computed(slots, [*SYSTEM, 1, 2])
+    slots.extend(turn.seq, [3, 4])
+    slots.advance(turn.seq, 1)  # the last token was chosen, and is not in memory
+    slots.release(turn.seq)
+    assert (slots.n_free, slots.n_idle, slots.n_running) == (1, 1, 0)
+    assert taken(slots, [*SYSTEM, 1, 2, 3, 4, 5]) == Taken(turn.seq, len(SYSTEM) + 3, ())
+
+
+def test_the_same_prompt_again() -> None:
+    """The last token is computed again, for its logits."""
+    slots = Slots(1)
+    slots.release(computed(slots, SYSTEM).seq)
+    assert taken(slots, SYSTEM) == Taken(0, len(SYSTEM) - 1, (Keep(0, len(SYSTEM) - 1),))
+
+
+def test_a_long_tail_is_kept_for_its_own_conversation() -> None:
+    """Of an idle slot with a long tail there is a copy, as long as there is a slot for it; a short tail is given up."""
+    slots = Slots(2)
+    slots.release(computed(slots, [*SYSTEM, *range(SHORT_TAIL + 1)]).seq)
+    copied = computed(slots, [*SYSTEM, 1])
+    assert copied == Taken(1, len(SYSTEM), (Copy(0, 1), Keep(1, len(SYSTEM))))
+    slots.release(1)
+    assert taken(slots, [*SYSTEM, 2]) == Taken(1, len(SYSTEM), (Keep(1, len(SYSTEM)),))
+    assert taken(slots, [*SYSTEM, 3]) == Taken(0, len(SYSTEM), (Keep(0, len(SYSTEM)),))
+
+
+def test_the_slot_that_was_used_least_recently_goes_first() -> None:
+    """A prompt that shares nothing takes the oldest idle slot, once there is no free one."""
+    slots = Slots(3)
+    for seq in range(3):
+        computed(slots, [seq] * 20)
+    for seq in (1, 0, 2):
+        slots.release(seq)
+    assert taken(slots, [9] * 20) == Taken(1, 0, (Keep(1, 0),))
+    assert taken(slots, [8] * 20) == Taken(0, 0, (Keep(0, 0),))
+
+
+def test_little_is_neither_copied_nor_waited_for() -> None:
+    """A few tokens that all prompts begin with, such as BOS, hold nobody up."""
+    slots = Slots(2)
+    common = [1] * (WORTH - 1)
+    assert taken(slots, [*common, 5]) == Taken(0, 0, ())
+    assert taken(slots, [*common, 6]) == Taken(1, 0, ())
+
+
+def test_a_request_that_ends_early() -> None:
+    """What it was to compute is not waited for any more; what it has computed is there."""
+    slots = Slots(2)
+    first = taken(slots, [*SYSTEM, 1])
+    slots.advance(first.seq, 2 * WORTH)
+    slots.release(first.seq)
+    assert taken(slots, [*SYSTEM, 2]) == Taken(0, 2 * WORTH, ())
+    slots.drop(0)
+    assert (slots.n_free, slots.n_idle, slots.n_running) == (2, 0, 0)
+    assert slots.tokens(0) == []
+
+
+texts = st.lists(st.sampled_from([SYSTEM, SYSTEM[:20], [1] * 20, [2] * 20, [3], [4, 5]]), min_size=1, max_size=5)
+
+
+class Machine(RuleBasedStateMachine):
+    """Requests of any kind, with a memory that does what it is told."""
+
+    @initialize(n=st.integers(1, 5))
+    def begin(self, n: int) -> None:
+        self.n = n
+        self.slots = Slots(n)
+        self.memory: list[list[int]] = [[] for _ in range(n)]
+        self.todo: dict[int, list[int]] = {}
+
+    @rule(parts=texts)
+    def take(self, parts: list[list[int]]) -> None:
+        prompt = [token for part in parts for token in part]
+        found = self.slots.take(prompt)
+        if isinstance(found, Wait):
+            assert self.todo  # somebody will end
+            assert found is Wait.PREFIX or len(self.todo) == self.n
+            return
+        for operation in found.operations:
+            if isinstance(operation, Copy):
+                assert not self.memory[operation.target]
+                self.memory[operation.target] = list(self.memory[operation.source])
+            else:
+                assert len(self.memory[operation.seq]) > operation.length
+                del self.memory[operation.seq][operation.length :]
+        assert found.seq not in self.todo
+        assert found.n_cached < len(prompt)
+        assert self.memory[found.seq] == prompt[: found.n_cached]
+        self.todo[found.seq] = prompt[found.n_cached :]
+
+    @rule(which=st.integers(0, 4), n=st.integers(1, 40), token=st.integers(1, 9))
+    def compute(self, which: int, n: int, token: int) -> None:
+        if not self.todo:
+            return
+        seq = sorted(self.todo)[which % len(self.todo)]
+        todo = self.todo[seq]
+        self.memory[seq] += todo[:n]
+        self.slots.advance(seq, len(todo[:n]))
+        del todo[:n]
+        if not todo:
+            todo.append(token)
+            self.slots.extend(seq, [token])
+
+    @rule(which=st.integers(0, 4), lost=st.booleans())
+    def end(self, which: int, lost: bool) -> None:
+        if not self.todo:
+            return
+        seq = sorted(self.todo)[which % len(self.todo)]
+        del self.todo[seq]
+        if lost:
+            self.memory[seq] = []
+            self.slots.drop(seq)
+        else:
+            self.slots.release(seq)
+
+    @invariant()
+    def adds_up(self) -> None:
+        slots = self.slots
+        assert slots.n_free + slots.n_idle + slots.n_running == self.n
+        assert slots.n_running == len(self.todo)
+        for seq, memory in enumerate(self.memory):
+            assert slots.n_computed(seq) == len(memory)
+            assert slots.tokens(seq) == memory + self.todo.get(seq, [])
+
+
+TestMachine = Machine.TestCase
+TestMachine.settings = settings(max_examples=200, stateful_step_count=40, deadline=None)
