@@ -151,6 +151,31 @@ def test_the_largest_of_all(tiny: og.Model) -> None:
     assert draw(og.FastSampler(tiny.vocab, forbidden), logits) == lib.OG_REFUSED
 
 
+@pytest.mark.parametrize("temperature", [1e-45, 1e-30, 1e-4])
+def test_next_to_nothing_of_temperature(temperature: float, tiny: og.Model) -> None:
+    """The lowest temperatures leave the largest logit, with and without other samplers."""
+    logits = np.random.default_rng(2).standard_normal(N_VOCAB)
+    for rules in ({}, {"top_k": 5}, {"top_p": 0.9}, {"min_p": 0.1}, {"typical_p": 0.9, "top_k": 9}):
+        sampler = og.FastSampler(tiny.vocab, params(temperature=temperature, **rules))
+        wanted = max(
+            expected(tiny.vocab, params(**rules), logits.astype(np.float32)).items(), key=lambda pair: pair[1]
+        )[0]
+        assert {draw(sampler, logits) for _ in range(50)} == {wanted}
+
+
+@pytest.mark.parametrize("value", [INF, 3e38])
+def test_infinite_logits(value: float, tiny: og.Model) -> None:
+    """They share all that there is, and their logprobs are numbers."""
+    logits = np.zeros(N_VOCAB)
+    logits[[3, 8]] = value
+    for rules in ({}, {"top_k": 5}, {"top_p": 0.9}, {"temperature": 0}):
+        sampler = og.FastSampler(tiny.vocab, params(**rules), n_logprobs=3)
+        tokens = {draw(sampler, logits) for _ in range(100)}
+        assert tokens == ({3} if "temperature" in rules else {3, 8})
+        assert sampler._c.logprob == 0
+        assert [sampler._c.top_tokens[i] for i in range(2)] == [3, 8]
+
+
 @pytest.mark.parametrize("last_n", [1, 5, 64])
 def test_penalties_are_llama_cpps(last_n: int, tiny: og.Model) -> None:
     """Step for step the same token as llama.cpp's chain: what was chosen counts, and what is too long ago does not."""

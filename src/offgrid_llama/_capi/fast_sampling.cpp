@@ -215,6 +215,21 @@ struct Desk {
         return measure_blocks(values, n, BLOCK, maxima.data());
     }
 
+    // Of infinite logits, which share all that there is, look at a copy that has numbers.
+    void limit(const float *& values, int32_t n, float & most) {
+        if (!(most > LARGEST)) {
+            return;
+        }
+        if (values != row.data()) {
+            row.assign(values, values + n);
+        }
+        for (float & value : row) {
+            value = value > LARGEST ? LARGEST : value;
+        }
+        values = row.data();
+        most = measure(values, n);
+    }
+
     int32_t first_of(const float * values, float most) const noexcept {
         auto i = static_cast<int32_t>(std::find(maxima.begin(), maxima.end(), most) - maxima.begin()) / LANES * BLOCK;
         while (values[i] != most) {
@@ -303,7 +318,7 @@ struct Desk {
 
     // Draw from the whole row: the block by the sums, then the token within it.
     int32_t draw_from_all(const og_fast_sampler * sampler, const float * values, int32_t n, float most, double chance) {
-        const float rate = 1.0f / sampler->temperature;
+        const float rate = std::min(1.0f / sampler->temperature, 1e38f);  // 0 * infinity is no number
         double left = chance * sum_of_weights(values, n, most, rate);
         size_t block = 0;
         while (block + 1 < sums.size() && left >= sums[block]) {
@@ -384,21 +399,9 @@ struct Desk {
 
     int32_t choose(og_fast_sampler * sampler, const float * values, int32_t n) {
         float most = measure(values, n);
+        limit(values, n, most);
         if (most == -INFINITY) {
             return OG_REFUSED;
-        }
-        if (most > LARGEST) {  // infinite ones share all that there is
-            for (float & best : maxima) {
-                best = best > LARGEST ? LARGEST : best;
-            }
-            if (values != row.data()) {
-                row.assign(values, values + n);
-            }
-            for (float & value : row) {
-                value = value > LARGEST ? LARGEST : value;
-            }
-            values = row.data();
-            most = LARGEST;
         }
         if (sampler->temperature == 0) {
             return first_of(values, most);
@@ -453,7 +456,8 @@ struct Desk {
 
     // The logarithms of the probabilities that the model itself gives, before anything is done to them.
     void tell_logprobs(og_fast_sampler * sampler, const float * values, int32_t n) {
-        const float most = measure(values, n);
+        float most = measure(values, n);
+        limit(values, n, most);
         const double log_total = most + std::log(sum_of_weights(values, n, most, 1.0f));
         sampler->logprob = static_cast<float>(values[sampler->token] - log_total);
         if (sampler->n_top > 0) {
