@@ -19,7 +19,7 @@ SHORT_TAIL = 32
 """An idle slot that loses no more tokens than these is taken over, where it would be copied otherwise."""
 
 WORTH = 16
-"""Fewer tokens than these are neither waited for nor copied: computing them is as quick."""
+"""A beginning of fewer tokens than these is neither waited for nor copied: computing it is as quick."""
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,7 @@ class Slots:
         length = min(length, len(prompt) - 1)
         source = max(holders, key=lambda seq: self._preference(seq, length), default=None)
         shared = 0 if source is None else min(self._n_computed[source], length)
-        if length - shared >= WORTH:
+        if shared < length >= WORTH:
             return Wait.PREFIX
         target = next(iter(self._free or self._idle))
         operations: list[Operation] = []
