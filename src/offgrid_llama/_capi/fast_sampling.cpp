@@ -43,7 +43,6 @@ namespace {
 constexpr int32_t BLOCK = 256;
 constexpr int32_t LANES = 8;
 constexpr int32_t STEP = 4 * LANES;
-constexpr float LARGEST = 1e30f;
 
 typedef float Floats __attribute__((vector_size(4 * LANES)));
 typedef int32_t Ints __attribute__((vector_size(4 * LANES)));
@@ -382,6 +381,13 @@ struct Desk {
         }
     }
 
+    // Put back what was there, the first edit of a token last.
+    void undo(float * values) noexcept {
+        for (; !edits.empty(); edits.pop_back()) {
+            values[edits.back().first] = edits.back().second;
+        }
+    }
+
     void copy_allowed(const float * values, int32_t n, const uint32_t * mask) {
         row.resize(n);
         for (int32_t begin = 0; begin < n; begin += 32) {
@@ -495,9 +501,8 @@ static OG_WIDE int32_t og_argmax(const float * values, int32_t n) noexcept {
 }
 
 static int32_t og_fast_sample(og_fast_sampler * sampler, float * logits, int32_t n_vocab) noexcept {
+    Desk & desk = desk_of_thread;
     try {
-        Desk & desk = desk_of_thread;
-        desk.edits.clear();
         desk.edit(sampler, logits, n_vocab);
         const float * values = logits;
         if (sampler->mask != nullptr) {
@@ -505,9 +510,7 @@ static int32_t og_fast_sample(og_fast_sampler * sampler, float * logits, int32_t
             values = desk.row.data();
         }
         const int32_t token = desk.choose(sampler, values, n_vocab);
-        for (auto edited = desk.edits.rbegin(); edited != desk.edits.rend(); ++edited) {
-            logits[edited->first] = edited->second;
-        }
+        desk.undo(logits);
         sampler->token = token;
         if (token < 0) {
             return token;
@@ -525,8 +528,10 @@ static int32_t og_fast_sample(og_fast_sampler * sampler, float * logits, int32_t
         }
         return token;
     } catch (const std::exception & error) {
+        desk.undo(logits);
         remember("og_fast_sample", error.what());
     } catch (...) {
+        desk.undo(logits);
         remember("og_fast_sample", "an exception that is no std::exception");
     }
     return OG_THREW;

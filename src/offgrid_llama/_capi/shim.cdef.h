@@ -22,8 +22,8 @@ void og_batch_put(struct llama_batch * batch, int32_t row, llama_token token, ll
                   bool logits);
 
 // Apply a chain to one row of logits, and accept what it selects. Returns the token, or OG_NOTHING_SELECTED,
-// OG_REFUSED (no token has a probability, or the selected one has none), OG_THREW (see og_caught_what) or OG_RAISED (a custom sampler's
-// exception is pending). Nothing is accepted then.
+// OG_REFUSED (no token has a probability, or the selected one has none), OG_THREW (see og_caught_what) or OG_RAISED (a
+// custom sampler's exception is pending). Nothing is accepted then.
 #define OG_NOTHING_SELECTED -1
 #define OG_REFUSED -2
 #define OG_THREW -3

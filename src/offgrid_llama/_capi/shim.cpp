@@ -201,6 +201,8 @@ static struct llama_sampler_i og_custom = {
 
 namespace {
 
+constexpr float LARGEST = 1e30f;  // what larger logits count as, with room to divide by a temperature
+
 struct NothingLeft {};
 
 const char * guard_name(const llama_sampler *) { return "guard"; }
@@ -238,7 +240,6 @@ static struct llama_sampler_i og_guard = {
 
 // What llama_sampler_sample does, except that it aborts where this returns a code.
 static int32_t og_sample(struct llama_sampler * chain, const float * logits, int32_t n_vocab) noexcept {
-    constexpr float LARGEST = 1e30f;  // with room to divide by a temperature
     try {
         Candidates candidates;
         candidates.resize(n_vocab);

@@ -100,8 +100,8 @@ class Scheduler:
     def plan(self) -> Plan | None:
         """Return the next step, or None where there is nothing to compute."""
         operations = self._admit()
-        generating = [request for request, todo in self._running.items() if len(todo) == 1 and request.tokens]
-        prompts = [request for request in self._running if request not in set(generating)]
+        generating = [request for request in self._running if request.tokens]
+        prompts = [request for request in self._running if not request.tokens]
         rows = [self._rows(request, 1) for request in generating[: self._n_batch]]
         room = min(self._n_batch - len(rows), max(1, self._prompt_budget(len(generating))))
         # The shortest first, so that what they leave is shared by the others.
