@@ -17,10 +17,10 @@ ORDER = [
     "errors", "text", "gbnf", "gguf_bytes", "replacing", "_capi", "_handle", "_callbacks", "_check", "backend",
     "threadpool", "rpc", "params", "gguf", "splits", "overrides", "store", "vocab", "saving", "placement", "model",
     "batch", "memory", "logits", "adapter", "state", "perf", "context", "custom", "sampling", "chain", "grammar",
-    "sampling_params", "fast_sampling", "memory_plan", "quantize", "embedding", "reranking", "generate", "infill",
+    "sampling_params", "fast_sampling", "step", "memory_plan", "quantize", "embedding", "reranking", "generate", "infill",
     "engine", "chat", "cli",
 ]  # fmt: skip
-PURE_ENGINE = {f"engine/{name}" for name in ("prefixes", "request", "slots", "scheduler")}
+PURE_ENGINE = {f"engine/{name}" for name in ("prefixes", "request", "slots", "scheduler", "pace")}
 STANDARD_LIBRARY_ONLY = {"errors", "text", "gbnf", "gguf_bytes", "replacing", *PURE_ENGINE}
 MAY_IMPORT_CAPI = set(ORDER[ORDER.index("_handle") : ORDER.index("generate")]) - {"store"}
 HEAVY = {"numpy", "jinja2", "llguidance", "rich", "typer", "huggingface_hub", "filelock", "asyncio"}

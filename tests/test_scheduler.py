@@ -8,7 +8,7 @@ from collections.abc import Callable
 import pytest
 
 from offgrid_llama.engine.request import FinishReason, Request
-from offgrid_llama.engine.scheduler import Plan, Scheduler
+from offgrid_llama.engine.scheduler import Plan, Rows, Scheduler
 from offgrid_llama.engine.slots import Copy, Slots
 
 N_CTX_SEQ = 96
@@ -22,8 +22,7 @@ def next_token(tokens: list[int]) -> int:
     return state % 23
 
 
-def is_eog(token: int) -> bool:
-    return token == 0
+EOG = 0
 
 
 def alone(prompt: list[int], max_tokens: int) -> tuple[list[int], FinishReason]:
@@ -31,7 +30,7 @@ def alone(prompt: list[int], max_tokens: int) -> tuple[list[int], FinishReason]:
     tokens: list[int] = []
     while True:
         token = next_token([*prompt, *tokens])
-        if is_eog(token):
+        if token == EOG:
             return tokens, FinishReason.STOP
         tokens.append(token)
         if len(tokens) == max_tokens or len(prompt) + len(tokens) > N_CTX_SEQ:
@@ -43,9 +42,7 @@ class Machine:
 
     def __init__(self, n_seq: int, n_batch: int = 64, budget: Callable[[int], int] | None = None) -> None:
         self.slots = Slots(n_seq)
-        self.scheduler = Scheduler(
-            self.slots, n_batch=n_batch, n_ctx_seq=N_CTX_SEQ, is_eog=is_eog, prompt_budget=budget
-        )
+        self.scheduler = Scheduler(self.slots, n_batch=n_batch, n_ctx_seq=N_CTX_SEQ, eog=[EOG], prompt_budget=budget)
         self.memory: list[list[int]] = [[] for _ in range(n_seq)]
         self.n_batch = n_batch
         self.computed = 0
@@ -55,32 +52,61 @@ class Machine:
         self.scheduler.add(request)
         return request
 
-    def decode(self, plan: Plan) -> dict[Request, int]:
-        """Do what a plan says, as a context would; return what is sampled."""
+    def operate(self, plan: Plan) -> None:
         for operation in plan.operations:
             if isinstance(operation, Copy):
                 assert not self.memory[operation.target]
                 self.memory[operation.target] = list(self.memory[operation.source])
             else:
+                assert len(self.memory[operation.seq]) > operation.length
                 del self.memory[operation.seq][operation.length :]
         assert sum(len(rows.tokens) for rows in plan.rows) <= self.n_batch
+        assert [rows.seq for rows in plan.rows] == sorted(rows.seq for rows in plan.rows)
+
+    def compute(self, rows: Rows) -> None:
+        memory = self.memory[rows.seq]
+        assert rows.tokens
+        assert rows.pos == len(memory)
+        memory += rows.tokens
+        assert len(memory) <= N_CTX_SEQ
+        self.computed += len(rows.tokens)
+
+    def decode(self, plan: Plan, n_steps: int = 1) -> dict[Request, list[int]]:
+        """Do what a plan says, as a context would, and more steps with what is sampled; return that."""
+        self.operate(plan)
         sampled = {}
         for rows in plan.rows:
-            assert rows.request.seq is not None
-            memory = self.memory[rows.request.seq]
-            assert rows.tokens
-            assert rows.pos == len(memory)
-            memory += rows.tokens
-            assert len(memory) <= N_CTX_SEQ
-            self.computed += len(rows.tokens)
+            self.compute(rows)
             if rows.sample:
-                sampled[rows.request] = next_token(memory)
+                sampled[rows.request] = [next_token(self.memory[rows.seq])]
+        more = n_steps if len(sampled) == plan.n_generating == len(plan.rows) else 1
+        for _ in range(more - 1):
+            if any(sampled[r.request][-1] == EOG or len(sampled[r.request]) == r.room for r in plan.rows):
+                break
+            for rows in plan.rows:
+                self.memory[rows.seq].append(sampled[rows.request][-1])
+                sampled[rows.request].append(next_token(self.memory[rows.seq]))
         return sampled
+
+    def fail(self, plan: Plan, rng: random.Random) -> None:
+        """Compute some of a plan and lose the results; a sequence without results may be lost whole."""
+        self.operate(plan)
+        for rows in plan.rows:
+            self.memory[rows.seq] += rows.tokens[: rng.choice([0, 1, len(rows.tokens)])]
+        if rng.random() < 0.3:
+            self.memory[rng.randrange(len(self.memory))] = []
+        self.scheduler.restore([len(memory) for memory in self.memory])
+
+    def apply(self, sampled: dict[Request, list[int]]) -> None:
+        before = {request: list(request.tokens) for request in sampled}
+        for request, new in self.scheduler.apply(sampled):
+            assert request.tokens == [*before.pop(request), *new]
+        assert all(request.tokens == tokens for request, tokens in before.items())
 
     def step(self) -> Plan | None:
         plan = self.scheduler.plan()
         if plan is not None:
-            self.scheduler.apply(self.decode(plan))
+            self.apply(self.decode(plan))
         return plan
 
     def run(self) -> None:
@@ -99,6 +125,7 @@ def test_any_schedule(seed: int) -> None:
     )
     systems = [[rng.randrange(50) for _ in range(rng.randint(1, 60))] for _ in range(3)]
     requests: list[Request] = []
+    prompts: dict[Request, list[int]] = {}
     cancelled: dict[Request, int] = {}  # with how many tokens they had
 
     def disturb(chance: float) -> None:
@@ -106,8 +133,10 @@ def test_any_schedule(seed: int) -> None:
             prompt = [*rng.choice(systems), *(rng.randrange(50) for _ in range(rng.randint(0, 20)))]
             if requests and rng.random() < 0.3:  # the next turn of a conversation
                 before = rng.choice(requests)
-                prompt = [*before.prompt, *before.tokens, *prompt[:3]]
-            requests.append(machine.add(prompt[: N_CTX_SEQ - 1], rng.randint(1, 30), rng.randint(0, 2)))
+                prompt = [*prompts[before], *before.tokens, *prompt[:3]]
+            prompt = prompt[: N_CTX_SEQ - 1]
+            requests.append(machine.add(prompt, rng.randint(1, 30), rng.randint(0, 2)))
+            prompts[requests[-1]] = prompt
         if requests and rng.random() < chance / 2:
             request = rng.choice(requests)
             if request.finish_reason is None:
@@ -118,15 +147,20 @@ def test_any_schedule(seed: int) -> None:
         disturb(0.4)
         plan = machine.scheduler.plan()
         if plan is not None:
-            sampled = machine.decode(plan)
+            fails = rng.random() < 0.1
+            sampled = {} if fails else machine.decode(plan, rng.choice([1, 1, 5]))
             disturb(0.2)  # while the step is under way
-            machine.scheduler.apply(sampled)
+            if fails:
+                machine.fail(plan, rng)
+            else:
+                machine.apply(sampled)
         for seq, memory in enumerate(machine.memory):
-            assert machine.slots.n_computed(seq) == len(memory)
-            assert machine.slots.tokens(seq)[: len(memory)] == memory
+            assert machine.slots.n_computed(seq) <= len(memory)  # what a failed step has left goes with the next
+    for seq, memory in enumerate(machine.memory):
+        assert memory[: len(machine.slots.tokens(seq))] == machine.slots.tokens(seq)[: len(memory)]
     machine.run()
     for request in requests:
-        tokens, reason = alone(list(request.prompt), request.max_tokens)
+        tokens, reason = alone(prompts[request], request.max_tokens)
         if request in cancelled:
             assert request.finish_reason is FinishReason.CANCELLED
             assert request.tokens == tokens[: cancelled[request]]
@@ -166,8 +200,8 @@ def test_prompts_share_what_room_there_is() -> None:
         machine.add(prompt)
     plan = machine.scheduler.plan()
     assert plan is not None
-    assert [len(rows.tokens) for rows in plan.rows] == [4, 13, 13]
-    assert [rows.sample for rows in plan.rows] == [True, False, False]
+    assert [len(rows.tokens) for rows in plan.rows] == [13, 4, 13]
+    assert [rows.sample for rows in plan.rows] == [False, True, False]
 
 
 def test_priorities() -> None:
@@ -204,3 +238,27 @@ def test_finishing_twice() -> None:
     assert machine.scheduler.n_waiting == 0
     machine.run()
     assert waiting.tokens == []
+
+
+def test_who_made_the_step_fail() -> None:
+    """After a failure each request is computed alone, once; the one that fails alone ends, and the others go on."""
+    machine = Machine(3)
+    numbers = [number for number in range(20, 99) if len(alone([number] * 9, 4)[0]) == 4][:3]
+    requests = [machine.add([number] * 9, max_tokens=4) for number in numbers]
+    blamed = requests[1]
+    together: list[int] = []
+    while plan := machine.scheduler.plan():
+        members = [rows.request for rows in plan.rows]
+        together.append(len(members))
+        if blamed not in members:
+            machine.apply(machine.decode(plan))
+            continue
+        machine.fail(plan, random.Random(len(together)))
+        if len(members) == 1:
+            machine.scheduler.finish(blamed, FinishReason.ERROR)
+        else:
+            machine.scheduler.suspect(members)
+    assert (blamed.finish_reason, blamed.tokens) == (FinishReason.ERROR, [])
+    for request, number in ((requests[0], numbers[0]), (requests[2], numbers[2])):
+        assert (request.tokens, request.finish_reason) == alone([number] * 9, 4)
+    assert together[:5] == [3, 1, 1, 1, 2]

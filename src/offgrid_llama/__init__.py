@@ -50,18 +50,19 @@ from .vocab import Vocab
 if TYPE_CHECKING:
     from . import store
     from .adapter import ControlVector, LoRA
+    from .engine import Completion, Engine, EngineStats, FinishReason, Piece
     from .logits import Logits
     from .state import Snapshot, State
 
 __version__ = "0.1.0"
 
 __all__ = [
-    "GGUF", "AttentionType", "Batch", "Context", "ContextPerf", "ControlVector", "Device", "Embedder",
-    "FastSampler", "FlashAttention", "Generation", "Grammar", "LazyMode", "LoRA", "LoadMode", "Logits", "Memory",
-    "MemoryPlan", "Model", "PoolingType", "Quantized", "Ranked", "Reranker", "RopeScaling", "RopeType", "Sampler",
-    "SamplerChain", "SamplerPerf", "SamplingParams", "Snapshot", "SplitMode", "State", "TextStream", "ThreadPool",
-    "TokenAttr", "Vocab", "VocabType", "build_info", "devices", "generate", "infill", "load_imatrix", "memory_plan",
-    "numa_init", "quantize", "rpc", "samplers", "store",
+    "GGUF", "AttentionType", "Batch", "Completion", "Context", "ContextPerf", "ControlVector", "Device", "Embedder",
+    "Engine", "EngineStats", "FastSampler", "FinishReason", "FlashAttention", "Generation", "Grammar", "LazyMode",
+    "LoRA", "LoadMode", "Logits", "Memory", "MemoryPlan", "Model", "Piece", "PoolingType", "Quantized", "Ranked",
+    "Reranker", "RopeScaling", "RopeType", "Sampler", "SamplerChain", "SamplerPerf", "SamplingParams", "Snapshot",
+    "SplitMode", "State", "TextStream", "ThreadPool", "TokenAttr", "Vocab", "VocabType", "build_info", "devices",
+    "generate", "infill", "load_imatrix", "memory_plan", "numa_init", "quantize", "rpc", "samplers", "store",
 ]  # fmt: skip
 __all__ += _errors  # noqa: PLE0605
 
@@ -76,6 +77,10 @@ def __getattr__(name: str) -> Any:
         from .logits import Logits
 
         return Logits
+    if name in ("Completion", "Engine", "EngineStats", "FinishReason", "Piece"):
+        import importlib
+
+        return getattr(importlib.import_module(".engine", __name__), name)
     if name in ("ControlVector", "LoRA", "Snapshot", "State"):
         import importlib
 

@@ -146,6 +146,21 @@ class Batch:
         self._n = self._c.n_tokens = end
         return rows
 
+    def _fill(self, tokens: list[int], positions: list[int], seq_ids: list[int], rows: list[int]) -> None:
+        """Make these the whole batch, with logits of ``rows``; all are known to be valid, but for their largest."""
+        self.clear()
+        n = len(tokens)
+        self._writable(n)
+        self._token[0:n] = tokens
+        self._pos[0:n] = positions
+        self._first_seq_id[0:n] = seq_ids
+        ffi.memmove(self._logits, bytes(n), n)
+        for row in rows:
+            self._logits[row] = 1
+        self._rows = rows
+        self._max_token, self._max_seq_id = max(tokens), max(seq_ids)
+        self._n = self._c.n_tokens = n
+
     def clear(self) -> None:
         """Empty the batch for new tokens."""
         if self._readers:

@@ -199,6 +199,9 @@ class Context(Owner):
             ValueError: the batch is empty, too long, or has tokens or sequences that the context does not.
             NoKVSlot, Aborted, InvalidBatch, DecodeFailed: see DecodeError for what memory holds then.
         """
+        self._decode(batch, lib.llama_decode)
+
+    def _decode(self, batch: Batch, function: Callable[[Any, Any], int]) -> None:
         if self.model.has_encoder:
             if not self.model.has_decoder:
                 raise ContextError(f"{self._handle.name}: the model has no decoder; use encode()")
@@ -208,7 +211,7 @@ class Context(Owner):
                     f"{self._handle.name}: the decoder of sequence {min(unread)} has nothing to read; call encode() first, "
                     "with its text in that sequence"
                 )
-        self._compute(batch, lib.llama_decode, "llama_decode", self._whole or not self.memory._ptr)
+        self._compute(batch, function, "llama_decode", self._whole or not self.memory._ptr)
 
     def encode(self, batch: Batch) -> None:
         """Run a batch through the encoder, for the decoder to read (``llama_encode``).

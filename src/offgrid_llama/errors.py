@@ -21,6 +21,7 @@ else is one of these, and ``except OffgridLlamaError`` catches them all::
     │   ├── InvalidBatch         -1: llama.cpp refused the batch
     │   └── DecodeFailed         below -1: the computation failed
     ├── ContextLengthError       the prompt does not fit into the context
+    ├── QueueFullError           as many requests wait for the engine as may
     ├── StateError               a saved state is damaged, does not fit the context, or could not be restored
     ├── StaleLogitsError         a view of logits was used after a later decode
     ├── GrammarError             a grammar does not parse, is over its limits, or refused a token
@@ -56,6 +57,7 @@ __all__ = [
     "NativeError",
     "NoKVSlot",
     "OffgridLlamaError",
+    "QueueFullError",
     "SamplerError",
     "StaleLogitsError",
     "StateError",
@@ -171,6 +173,17 @@ class ContextLengthError(OffgridLlamaError):
         super().__init__(message)
         self.n_tokens = n_tokens
         self.n_ctx = n_ctx
+
+
+class QueueFullError(OffgridLlamaError):
+    """The engine's queue is full: nothing was queued. Try again later, or make ``max_queue`` larger.
+
+    ``n_waiting`` is how many requests wait for a slot.
+    """
+
+    def __init__(self, message: str, *, n_waiting: int) -> None:
+        super().__init__(message)
+        self.n_waiting = n_waiting
 
 
 class StaleLogitsError(OffgridLlamaError):

@@ -130,12 +130,21 @@ class FastSampler:
                 raise SamplerError("no token was selected: the logits and the biases forbid them all")
             if self._n_logprobs is not None:
                 self.logprob = self._c.logprob
-                top = zip(
-                    ffi.unpack(self._top_tokens, self._n_logprobs), ffi.unpack(self._top_logprobs, self._n_logprobs),
-                    strict=True,
-                ) if self._n_logprobs else ()  # fmt: skip
-                self.top_logprobs = [(each, logprob) for each, logprob in top if each >= 0]
+                self.top_logprobs = self._top(0)
             return token
+
+    def _reserve(self, n_tokens: int) -> None:
+        """Make room for the most probable tokens of so many that are sampled in one native call."""
+        n = n_tokens * max(self._n_logprobs or 0, 1)
+        if len(self._top_tokens) < n:
+            self._top_tokens, self._top_logprobs = ffi.new("int32_t[]", n), ffi.new("float[]", n)
+            self._c.top_tokens, self._c.top_logprobs = self._top_tokens, self._top_logprobs
+
+    def _top(self, index: int) -> list[tuple[int, float]]:
+        """Return the most probable tokens of the ``index``-th token of a native call, with their logprobs."""
+        n = self._n_logprobs or 0
+        places = range(index * n, (index + 1) * n)
+        return [(self._top_tokens[i], self._top_logprobs[i]) for i in places if self._top_tokens[i] >= 0]
 
     def accept(self, token: int) -> None:
         """Count ``token`` as one that was chosen, for the penalties; ``sample`` has done so for its own."""

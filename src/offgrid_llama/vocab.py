@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import threading
 from collections.abc import Sequence
-from functools import partial
+from functools import cached_property, partial
 from itertools import islice
 from typing import TYPE_CHECKING, TypeVar
 
@@ -253,6 +253,12 @@ class Vocab:
         """Whether the token ends the generation: EOS, EOT and their like (``llama_vocab_is_eog``)."""
         with self._handle:
             return bool(lib.llama_vocab_is_eog(self._ptr, self._id("token", token)))
+
+    @cached_property
+    def eog_tokens(self) -> frozenset[int]:
+        """All tokens that end the generation; see ``is_eog``."""
+        with self._handle:
+            return frozenset(filter(lambda token: lib.llama_vocab_is_eog(self._ptr, token), range(self.n_tokens)))
 
     def is_control(self, token: int) -> bool:
         """Whether the token is no text (``llama_vocab_is_control``)."""

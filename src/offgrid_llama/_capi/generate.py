@@ -1,4 +1,4 @@
-"""Build step: write the extension's C++ source from the two cdef files, shim.cpp and fast_sampling.cpp.
+"""Build step: write the extension's C++ source from the two cdef files and our own C++ files.
 
 ``python generate.py OUTPUT`` needs cffi and nothing of ours. Every function of llama.cdef.h is wrapped in the guard of
 shim.cpp by a macro of its own name: cffi's generated code calls ``llama_decode(...)`` and so goes through
@@ -53,7 +53,7 @@ def main(output: Path) -> None:
     ffi = FFI()
     ffi.cdef(llama)
     ffi.cdef(shim)
-    own = [(HERE / name).read_text(encoding="utf-8") for name in ("shim.cpp", "fast_sampling.cpp")]
+    own = [(HERE / name).read_text(encoding="utf-8") for name in ("shim.cpp", "fast_sampling.cpp", "step.cpp")]
     preamble = "\n".join([*own, *guards, ""])
     ffi.set_source(MODULE, preamble, source_extension=".cpp")
     ffi.emit_c_code(str(output))

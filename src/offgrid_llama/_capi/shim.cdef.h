@@ -67,6 +67,39 @@ typedef struct og_fast_sampler {
 // or OG_THREW.
 int32_t og_fast_sample(og_fast_sampler * sampler, float * logits, int32_t n_vocab);
 
+// Rows of one sequence whose next tokens are sampled in og_run_step.
+typedef struct og_group {
+    int32_t row;                      // the first row
+    int32_t n_rows;                   // 1, and one for each token that is guessed to follow: the tokens of the rows after it
+    og_fast_sampler * sampler;        // one of the two, with room for `width` times n_top; neither: the caller samples
+    struct llama_sampler * chain;
+    int32_t room;                     // most tokens to sample, at least 1
+    int32_t n_tokens;                 // out: how many were sampled
+    int32_t status;                   // out: 0, or what the sampler returned in place of a token
+} og_group;
+
+typedef struct og_step {
+    int32_t n_groups;
+    og_group * groups;
+    int32_t n_steps;                  // most steps; more than one only where every row is a group of its own
+    int64_t until_ns;                 // no step begins after that, by the clock of time.perf_counter_ns()
+    int32_t attention;                // set to 1 by any thread: begin no further step
+    int32_t width;                    // most tokens of a group
+    llama_token * tokens;             // out, [n_groups][width]
+    float * logprobs;                 // out, [n_groups][width]: of the groups with n_top >= 0
+    char * pieces;                    // out: the bytes of the tokens, one after the other
+    int32_t pieces_size;
+    int32_t * ends;                   // out, [n_groups][width]: where a token's bytes end; -1: there was no room
+    int32_t n_done;                   // out: how many steps there were
+    int64_t decode_ns;                // out: how long llama_decode took in all
+    int64_t returned_ns;              // out: when it was done
+} og_step;
+
+// Decode a batch, sample a token for each group, and go on with these. Of guesses it keeps those that are what is sampled,
+// and forgets the others. Ends after the step in which any group has an end of text, no room or no token. Returns what
+// llama_decode returned last; what was sampled before is there.
+int32_t og_run_step(struct llama_context * ctx, struct llama_batch * batch, og_step * step);
+
 // Whether a grammar would let `token` through; OG_THREW when it threw. Changes nothing.
 int32_t og_allows(struct llama_sampler * grammar, int32_t token);
 

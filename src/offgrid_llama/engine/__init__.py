@@ -1,1 +1,8 @@
-"""The engine: many requests on one context. So far its pure parts; nothing here touches llama.cpp."""
+"""The engine: many requests on one context."""
+
+from .completion import Answer, Completion, Piece, Timings, Usage
+from .engine import Engine
+from .loop import EngineStats
+from .request import FinishReason
+
+__all__ = ["Answer", "Completion", "Engine", "EngineStats", "FinishReason", "Piece", "Timings", "Usage"]

@@ -1,10 +1,11 @@
-"""Request: what somebody wants generated, and how far it is (data only)."""
+"""Request: one sequence to generate, and how far it is (data only)."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import Enum
+from typing import Any
 
 __all__ = ["FinishReason", "Request"]
 
@@ -17,17 +18,20 @@ class FinishReason(str, Enum):
     LENGTH = "length"
     """``max_tokens`` were generated, or the sequence is full."""
     CANCELLED = "cancelled"
+    """By whoever has submitted it, or by the engine's ``close()``."""
     ERROR = "error"
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, slots=True)
 class Request:
     """One sequence to generate.
 
     Attributes:
-        prompt: its token ids.
+        prompt: its token ids; empty once it has finished.
         max_tokens: most tokens to generate.
         priority: requests of a larger one begin first, those of the same one in the order in which they came.
+        sampler: how its tokens are chosen; only the runner looks at it.
+        answer: who gets the text; only the engine looks at it.
         tokens: token ids generated so far, without the one that ends the text.
         finish_reason: None while it waits or runs.
         seq: its sequence id while it runs.
@@ -37,6 +41,8 @@ class Request:
     prompt: Sequence[int]
     max_tokens: int
     priority: int = 0
+    sampler: Any = None
+    answer: Any = None
     tokens: list[int] = field(default_factory=list)
     finish_reason: FinishReason | None = None
     seq: int | None = None

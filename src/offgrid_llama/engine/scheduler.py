@@ -1,18 +1,18 @@
 """Scheduler: which requests run, and which of their tokens the next step computes (pure).
 
-A step is a Plan: operations on the memory, then rows to compute in one decode, from some of which a token is sampled.
+A step is a Plan: operations on the memory, then rows to compute in one decode, from some of which tokens are sampled.
 Requests that generate come first, with one token each; prompts share what room is left, so that a long one holds nobody up.
 """
 
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping, Sequence
 from itertools import count
+from typing import NamedTuple
 
 from .request import FinishReason, Request
-from .slots import Operation, Slots, Taken, Wait
+from .slots import Keep, Operation, Slots, Taken, Wait
 
 __all__ = ["Plan", "Rows", "Scheduler"]
 
@@ -20,27 +20,52 @@ AHEAD = 16
 """How many requests may be passed by, each of which waits for a prefix that another one is computing."""
 
 
-@dataclass(frozen=True)
-class Rows:
+class Rows(NamedTuple):
     """Tokens of one request that a step computes.
 
     Attributes:
         pos: the position of the first.
-        sample: whether the next token is sampled from the last of them.
+        sample: whether the next tokens are sampled from the last of them.
+        room: how many tokens may be sampled.
     """
 
     request: Request
-    tokens: tuple[int, ...]
+    seq: int
+    tokens: Sequence[int]
     pos: int
     sample: bool
+    room: int
 
 
-@dataclass(frozen=True)
-class Plan:
-    """One step: first the operations, in their order, then all rows in one decode."""
+class Plan(NamedTuple):
+    """One step: first the operations, in their order, then all rows in one decode, by their sequences.
 
-    operations: tuple[Operation, ...]
-    rows: tuple[Rows, ...]
+    Attributes:
+        admitted: the requests that have a slot now, and had none before.
+        n_generating: how many of the rows are of requests that generate: one token each.
+        n_prompt: how many tokens of prompts there are.
+    """
+
+    operations: list[Operation]
+    rows: list[Rows]
+    admitted: list[Request]
+    n_generating: int
+    n_prompt: int
+
+
+class _Run:
+    """A request that has a slot.
+
+    ``todo`` is to be computed; ``generated`` is all that was sampled, with what has come after a stop string.
+    """
+
+    __slots__ = ("generated", "request", "seq", "todo")
+
+    def __init__(self, request: Request, seq: int, todo: list[int]) -> None:
+        self.request = request
+        self.seq = seq
+        self.todo = todo
+        self.generated: list[int] = []
 
 
 class Scheduler:
@@ -50,8 +75,8 @@ class Scheduler:
         slots: the sequences of the context.
         n_batch: most tokens of a step; more than there are slots.
         n_ctx_seq: most tokens of a sequence.
-        is_eog: whether a token ends the text.
-        prompt_budget: most tokens of prompts in a step in which so many requests generate; ``n_batch`` if not given.
+        eog: the tokens that end the text.
+        prompt_budget: most tokens of prompts in a step in which so many requests generate; not 0 where none does.
     """
 
     def __init__(
@@ -60,32 +85,40 @@ class Scheduler:
         *,
         n_batch: int,
         n_ctx_seq: int,
-        is_eog: Callable[[int], bool],
+        eog: Collection[int],
         prompt_budget: Callable[[int], int] | None = None,
     ) -> None:
         self._slots = slots
         self._n_batch = n_batch
         self._n_ctx_seq = n_ctx_seq
-        self._is_eog = is_eog
+        self._eog = frozenset(eog)
         self._prompt_budget = prompt_budget or (lambda n_generating: n_batch)
         self._waiting: list[tuple[int, int, Request]] = []  # a heap
+        self._n_waiting = 0
         self._number = count()
-        self._running: dict[Request, list[int]] = {}  # with the tokens that are to be computed
+        self._running: dict[Request, _Run] = {}  # by their sequences
+        self._suspects: list[Request] = []  # one of which has made a decode fail, maybe
+        self._operations: list[Operation] = []  # that the next plan begins with
         self._plan: Plan | None = None
 
     @property
     def n_waiting(self) -> int:
         """How many requests wait for a slot."""
-        return sum(request.finish_reason is None for _, _, request in self._waiting)
+        return self._n_waiting
 
     @property
     def n_running(self) -> int:
         """How many requests have a slot."""
         return len(self._running)
 
+    def unfinished(self) -> list[Request]:
+        """Return all requests that wait or run."""
+        return [*self._running, *(entry[2] for entry in self._waiting if entry[2].finish_reason is None)]
+
     def add(self, request: Request) -> None:
         """Queue a request. Its prompt is not empty, and shorter than ``n_ctx_seq``."""
         heapq.heappush(self._waiting, (-request.priority, next(self._number), request))
+        self._n_waiting += 1
 
     def finish(self, request: Request, reason: FinishReason) -> None:
         """End a request, wherever it is; what it has computed stays for others.
@@ -94,57 +127,132 @@ class Scheduler:
         """
         if request.finish_reason is None:
             request.finish_reason = reason
-            if self._plan is None:
+            if request not in self._running:
+                self._n_waiting -= 1
+                request.prompt = ()
+            elif self._plan is None:
                 self._release(request)
 
     def plan(self) -> Plan | None:
         """Return the next step, or None where there is nothing to compute."""
-        operations = self._admit()
-        generating = [request for request in self._running if request.tokens]
-        prompts = [request for request in self._running if not request.tokens]
-        rows = [self._rows(request, 1) for request in generating[: self._n_batch]]
-        room = min(self._n_batch - len(rows), max(1, self._prompt_budget(len(generating))))
-        # The shortest first, so that what they leave is shared by the others.
-        prompts.sort(key=lambda request: len(self._running[request]))
-        for left, request in zip(range(len(prompts), 0, -1), prompts, strict=True):
-            share = min(len(self._running[request]), -(-room // left))
-            if share:
-                rows.append(self._rows(request, share))
-                room -= share
-        self._plan = Plan(tuple(operations), tuple(rows)) if rows else None
+        operations, self._operations = self._operations, []
+        admitted = self._admit(operations) if self._waiting and not self._suspects else []
+        rows: list[Rows] = []
+        prompts: list[_Run] = []
+        slots, n_ctx_seq = self._slots, self._n_ctx_seq
+        some = {self._suspects[0]: self._running[self._suspects[0]]} if self._suspects else self._running
+        for request, run in some.items():
+            if run.generated and len(run.todo) == 1:
+                pos = slots.n_computed(run.seq)
+                room = min(request.max_tokens - len(request.tokens), n_ctx_seq - pos)
+                rows.append(Rows(request, run.seq, run.todo, pos, True, room))
+            else:
+                prompts.append(run)
+        n_generating = len(rows)
+        n_prompt = 0
+        if prompts:
+            rows += self._share(prompts, min(self._n_batch - n_generating, self._prompt_budget(n_generating)))
+            n_prompt = sum(len(row.tokens) for row in rows) - n_generating
+            # llama.cpp computes sequences together where their ids follow each other.
+            rows.sort(key=lambda row: row.seq)
+        if not rows:
+            self._operations = operations
+            return None
+        self._plan = Plan(operations, rows, admitted, n_generating, n_prompt)
         return self._plan
 
-    def apply(self, sampled: Mapping[Request, int]) -> None:
-        """Take what the step of the last plan has given: a token for each request that was to be sampled."""
+    def apply(self, sampled: Mapping[Request, Sequence[int]]) -> list[tuple[Request, Sequence[int]]]:
+        """Take what the step of the last plan has given: the tokens of each request that was to be sampled.
+
+        Returns the requests with their new tokens, without those that end a text. A request without any has failed.
+        """
         plan, self._plan = self._plan, None
-        for rows in plan.rows if plan is not None else ():
-            request = rows.request
-            seq, todo = self._seq(request), self._running[request]
-            self._slots.advance(seq, len(rows.tokens))
-            del todo[: len(rows.tokens)]
-            if not rows.sample or request.finish_reason is not None:
+        if plan is None:
+            return []
+        new: list[tuple[Request, Sequence[int]]] = []
+        slots, eog = self._slots, self._eog
+        for request, seq, computed, _, sample, room in plan.rows:
+            run = self._running[request]
+            if not sample:
+                slots.advance(seq, len(computed))
+                run.todo = run.todo[len(computed) :]
                 continue
-            token = sampled[request]
-            if self._is_eog(token):
+            tokens = sampled.get(request, ())
+            n = len(tokens)
+            slots.advance(seq, len(computed) + max(n - 1, 0))
+            if not n:
+                self.finish(request, FinishReason.ERROR)
+                continue
+            last = tokens[-1]
+            if last in eog:
+                tokens = tokens[:-1]
+            run.generated += tokens
+            if request.finish_reason is not None:
+                continue
+            run.todo = [last]
+            if tokens:
+                request.tokens += tokens
+                new.append((request, tokens))
+            if last in eog:
                 self.finish(request, FinishReason.STOP)
-                continue
-            request.tokens.append(token)
-            if len(request.tokens) == request.max_tokens or self._slots.n_computed(seq) == self._n_ctx_seq:
+            elif n == room:
                 self.finish(request, FinishReason.LENGTH)
-                continue
-            todo.append(token)
-            self._slots.extend(seq, todo)
+        if self._suspects and plan.rows[0].request is self._suspects[0]:
+            del self._suspects[0]
+        self._release_finished()
+        return new
+
+    def restore(self, lengths: Sequence[int]) -> None:
+        """Take that the step of the last plan has not ended: each sequence has so many tokens in memory now.
+
+        What is missing is computed again. A token whose logits are lost is, too.
+        """
+        self._plan = None
+        for run in self._running.values():
+            text = [*run.request.prompt, *run.generated]
+            kept = min(lengths[run.seq], len(text) - 1)
+            if kept < lengths[run.seq]:
+                self._operations.append(Keep(run.seq, kept))
+            run.todo = text[kept:]
+            self._slots.set_computed(run.seq, kept)
+        for seq, length in enumerate(lengths):
+            if self._slots.n_computed(seq) > length:
+                self._slots.keep(seq, length)
+        self._release_finished()
+
+    def suspect(self, requests: Sequence[Request]) -> None:
+        """Compute each of these requests alone in its next step, to see which one makes it fail."""
+        self._suspects = [request for request in requests if request in self._running]
+
+    def _share(self, prompts: list[_Run], room: int) -> list[Rows]:
+        """Return rows of prompts, the shortest first, so that what they leave is shared by the others."""
+        rows = []
+        prompts.sort(key=lambda run: len(run.todo))
+        for left, run in zip(range(len(prompts), 0, -1), prompts, strict=True):
+            n = min(len(run.todo), -(-room // left))
+            if n:
+                room -= n
+                pos = self._slots.n_computed(run.seq)
+                most = min(run.request.max_tokens - len(run.request.tokens), self._n_ctx_seq - pos - n + 1)
+                rows.append(Rows(run.request, run.seq, run.todo[:n], pos, n == len(run.todo), most))
+        return rows
+
+    def _release_finished(self) -> None:
         for request in [request for request in self._running if request.finish_reason is not None]:
-            self._release(request)  # finished while the step was under way
+            self._release(request)
 
     def _release(self, request: Request) -> None:
-        if self._running.pop(request, None) is not None:
-            self._slots.release(self._seq(request))
+        run = self._running.pop(request, None)
+        if run is not None:
+            self._slots.release(run.seq, run.generated)
+            request.prompt = ()
+            if request in self._suspects:
+                self._suspects.remove(request)
 
-    def _admit(self) -> list[Operation]:
-        """Give slots to those who wait, and return what that takes."""
-        operations: list[Operation] = []
+    def _admit(self, operations: list[Operation]) -> list[Request]:
+        """Give slots to those who wait, and add what that takes to ``operations``; return who has got one."""
         later: list[tuple[int, int, Request]] = []
+        admitted = []
         while self._waiting and len(later) < AHEAD:
             entry = heapq.heappop(self._waiting)
             request = entry[2]
@@ -153,21 +261,16 @@ class Scheduler:
             taken = self._slots.take(request.prompt)
             if isinstance(taken, Taken):
                 request.seq, request.n_cached = taken.seq, taken.n_cached
-                self._running[request] = list(request.prompt[taken.n_cached :])
+                self._running[request] = _Run(request, taken.seq, list(request.prompt[taken.n_cached :]))
+                self._n_waiting -= 1
                 operations += taken.operations
+                admitted.append(request)
             else:
                 later.append(entry)
                 if taken is Wait.SLOT:
                     break
         for entry in later:
             heapq.heappush(self._waiting, entry)
-        return operations
-
-    def _rows(self, request: Request, n: int) -> Rows:
-        todo = self._running[request]
-        return Rows(request, tuple(todo[:n]), self._slots.n_computed(self._seq(request)), n == len(todo))
-
-    def _seq(self, request: Request) -> int:
-        if request.seq is None:
-            raise RuntimeError(f"{request} has no sequence")
-        return request.seq
+        if admitted:
+            self._running = dict(sorted(self._running.items(), key=lambda item: item[1].seq))
+        return admitted

@@ -71,7 +71,7 @@ class Slots:
     """
 
     def __init__(self, n_seq_max: int) -> None:
-        self._index: PrefixIndex[int] = PrefixIndex()  # of what each has, or is to compute
+        self._index: PrefixIndex[int] = PrefixIndex()  # of what each idle one has, and of the prompts of the others
         self._n_computed = [0] * n_seq_max
         self._free = dict.fromkeys(range(n_seq_max))
         self._idle: dict[int, None] = {}  # the one that was used least recently first
@@ -92,12 +92,17 @@ class Slots:
         """How many slots a request has."""
         return len(self._running)
 
+    @property
+    def n_cached_tokens(self) -> int:
+        """How many tokens idle slots have. From any thread, about."""
+        return sum(self._n_computed[seq] for seq in list(self._idle))
+
     def n_computed(self, seq: int) -> int:
         """Return how many tokens of a slot are in memory."""
         return self._n_computed[seq]
 
     def tokens(self, seq: int) -> list[int]:
-        """Return the tokens of a slot: those in memory, and those of its request that are still to be computed."""
+        """Return the tokens of a slot: of an idle one those in memory, of one in use the prompt."""
         return self._index.tokens(seq) if seq in self._index else []
 
     def take(self, prompt: Sequence[int]) -> Taken | Wait:
@@ -110,9 +115,9 @@ class Slots:
         shared = 0 if source is None else min(self._n_computed[source], length)
         if shared < length >= WORTH:
             return Wait.PREFIX
-        target = next(iter(self._free or self._idle))
+        target = self._target()
         operations: list[Operation] = []
-        if source in self._idle and (source == target or self._n_computed[source] - shared <= SHORT_TAIL):
+        if source in self._idle and (source == target or self._is_as_good(source, target, shared)):
             target = source
             if self._n_computed[target] > shared:
                 operations.append(Keep(target, shared))
@@ -136,9 +141,19 @@ class Slots:
         n = self._n_computed[seq]
         return min(n, length), seq in self._idle, -n  # an idle one that loses little
 
-    def extend(self, seq: int, tokens: Sequence[int]) -> None:
-        """Add tokens to what a running slot is to compute."""
-        self._index.extend(seq, tokens)
+    def _target(self) -> int:
+        """Return the slot to take: one beside those in use; then one that has nothing; then the one used least recently.
+
+        llama.cpp computes sequences together where their ids follow each other.
+        """
+        return min((*self._free, *self._idle), key=lambda seq: (-self._n_beside(seq), seq not in self._free))
+
+    def _n_beside(self, seq: int) -> int:
+        return (seq - 1 in self._running) + (seq + 1 in self._running) if self._running else 0
+
+    def _is_as_good(self, source: int, target: int, shared: int) -> bool:
+        """Return whether an idle slot is to be taken over, instead of copied to ``target``."""
+        return self._n_computed[source] - shared <= SHORT_TAIL and self._n_beside(source) >= self._n_beside(target)
 
     def advance(self, seq: int, n: int) -> None:
         """Say that ``n`` more tokens of a slot are in memory."""
@@ -149,10 +164,15 @@ class Slots:
         self._n_computed[seq] = min(length, self._n_computed[seq])
         self._index.truncate(seq, self._n_computed[seq])
 
-    def release(self, seq: int) -> None:
-        """End the request of a slot; what is computed stays for others."""
+    def set_computed(self, seq: int, n: int) -> None:
+        """Say that memory has ``n`` tokens of a running slot, whose request goes on from there."""
+        self._n_computed[seq] = n
+
+    def release(self, seq: int, generated: Sequence[int] = ()) -> None:
+        """End the request of a slot, which has generated these; what is computed stays for others."""
         del self._running[seq]
         self._idle[seq] = None
+        self._index.extend(seq, generated)
         self.keep(seq, self._n_computed[seq])
         if not self._n_computed[seq]:
             self.drop(seq)

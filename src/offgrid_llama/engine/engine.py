@@ -1,0 +1,255 @@
+"""Engine: many requests at once on one model, for threads and for asyncio."""
+
+from __future__ import annotations
+
+import os
+import warnings
+import weakref
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
+from dataclasses import replace
+from time import perf_counter
+from typing import TYPE_CHECKING, Any
+
+from .._check import number
+from .._handle import refuse_after_fork
+from ..errors import ContextLengthError
+from ..fast_sampling import FastSampler, covers
+from ..grammar import Grammar
+from ..model import Model
+from ..sampling_params import SamplingParams
+from ..text import TextStream
+from .completion import Answer, Completion, Events, Piece
+from .loop import EngineStats, Loop
+from .request import Request
+from .runner import Runner
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from typing_extensions import Self
+
+    from ..chain import SamplerChain
+
+__all__ = ["Engine"]
+
+DEFAULT_N_CTX_SEQ = 4096
+
+
+class Engine:
+    """Generates for many at once: requests share each step, and what their prompts begin with is computed once.
+
+    A request gets a sequence of the context, and finds in it whatever an earlier or running one has computed of its prompt.
+    Steps serve all who generate first, with one token each; prompts are computed in pieces that leave the others their pace.
+
+    Args:
+        model: a Model, or the name or path of one, which the engine then loads, and closes.
+        n_seq_max: most requests that generate at once; others wait in the queue.
+        n_ctx: positions in all sequences together; each has ``n_ctx / n_seq_max``. None is as many as the model was trained
+            for, 4,096 at most, for each.
+        n_batch: most tokens of a step; more than ``n_seq_max``.
+        max_queue: most requests that wait.
+        context: further arguments of Context, such as ``n_threads``, ``type_k`` or ``flash_attn_type``.
+
+    Raises ContextError, and what Model raises for a name or path.
+
+    Attributes:
+        model: the Model.
+        n_ctx_seq: most tokens of one request, prompt and answer together.
+    """
+
+    def __init__(
+        self,
+        model: Model | str | os.PathLike[str],
+        *,
+        n_seq_max: int = 8,
+        n_ctx: int | None = None,
+        n_batch: int = 512,
+        max_queue: int = 10_000,
+        **context: Any,
+    ) -> None:
+        n_seq_max = number("n_seq_max", n_seq_max, 1, 256)
+        n_batch = number("n_batch", n_batch, n_seq_max + 1)
+        max_queue = number("max_queue", max_queue, 1)
+        self._own = not isinstance(model, Model)
+        self.model: Model = model if isinstance(model, Model) else Model(model)
+        try:
+            if n_ctx is None:
+                n_ctx = n_seq_max * min(self.model.n_ctx_train or DEFAULT_N_CTX_SEQ, DEFAULT_N_CTX_SEQ)
+            runner = Runner(self.model, n_ctx=n_ctx, n_seq_max=n_seq_max, n_batch=n_batch, options=context)
+        except BaseException:
+            if self._own:
+                self.model.close()
+            raise
+        self.n_ctx_seq = runner.context.n_ctx_seq
+        self._loop = Loop(
+            f"Engine of {self.model._handle.name}", runner, n_seq_max=n_seq_max, n_batch=n_batch,
+            n_ctx_seq=self.n_ctx_seq, eog=self.model.vocab.eog_tokens, max_queue=max_queue,
+        )  # fmt: skip
+        self._loop.start()
+        self._finalizer = weakref.finalize(self, _finalize, self._loop, self.model if self._own else None)
+
+    def submit(
+        self,
+        prompt: str | bytes | Sequence[int],
+        *,
+        n: int = 1,
+        max_tokens: int = 256,
+        priority: int = 0,
+        sampling: SamplingParams | None = None,
+        temperature: float | None = None,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        min_p: float | None = None,
+        seed: int | None = None,
+        grammar: Grammar | None = None,
+        stop: str | Iterable[str] = (),
+        logprobs: int | None = None,
+        parse_special: bool = False,
+    ) -> Completion:
+        """Queue a prompt to be completed, and return its Completion at once. From any thread.
+
+        Args:
+            prompt: text (str, or bytes of UTF-8), or token ids as they are.
+            n: how many answers to give; they share the prompt.
+            max_tokens: most tokens of each answer.
+            priority: requests of a larger one begin first.
+            sampling: how tokens are chosen; None is SamplingParams as it is.
+            temperature, top_k, top_p, min_p, seed, grammar: stand in place of those of ``sampling``. A temperature of 0 is
+                greedy. With the same seed comes the same answer, whatever else is running; the ``n`` answers have the seeds
+                ``seed``, ``seed + 1`` and so on.
+            stop: strings that end the text; they are not part of it.
+            logprobs: for each token tell its own logprob and so many of the most probable ones: what the model gave, before
+                biases, penalties and temperature.
+            parse_special: read ``<|im_start|>`` and the like in a prompt of text as control tokens, as a rendered chat
+                template needs.
+
+        Raises:
+            ContextLengthError: the prompt does not fit into ``n_ctx_seq``, with room for a token.
+            QueueFullError: ``max_queue`` requests wait.
+            ClosedError: the engine or its model is closed, or the engine has failed.
+            ValueError, TypeError, UnicodeError, TokenizeError, GrammarError: an argument is not as above.
+        """
+        refuse_after_fork()
+        self._loop.check_open()
+        submitted = perf_counter()
+        tokens = self._tokens(prompt, parse_special)
+        number("n", n, 1)
+        number("max_tokens", max_tokens, 1)
+        if len(tokens) >= self.n_ctx_seq:
+            raise ContextLengthError(
+                f"the prompt has {len(tokens)} tokens and a sequence has {self.n_ctx_seq}: there is no room to generate. "
+                "Make the engine with a larger n_ctx, or a smaller n_seq_max",
+                n_tokens=len(tokens), n_ctx=self.n_ctx_seq,
+            )  # fmt: skip
+        params = _params(
+            sampling, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, seed=seed, grammar=grammar
+        )
+        stops = (stop,) if isinstance(stop, str) else tuple(stop)
+        events = Events(len(tokens), submitted)
+        samplers: list[FastSampler | SamplerChain] = []
+        try:
+            for index in range(n):
+                each = params if params.seed is None else replace(params, seed=(params.seed + index) % 2**32)
+                samplers.append(self._sampler(each, logprobs))
+                request = Request(tokens, max_tokens, number("priority", priority, -(2**31)), samplers[-1])
+                request.answer = Answer(index, samplers[-1].seed, request, TextStream(stops), events)
+                events.answers.append(request.answer)
+            events.n_unfinished = n
+            self._loop.submit([answer.request for answer in events.answers])
+        except BaseException:
+            for sampler in samplers:
+                sampler.close()
+            raise
+        return Completion(events, self._loop.cancel)
+
+    def generate(self, prompt: str | bytes | Sequence[int], **options: Any) -> Completion:
+        """Submit a prompt, wait for the end, and return the Completion. Takes what ``submit`` takes.
+
+        Raises as ``submit`` does, and what the request has failed with.
+        """
+        return self.submit(prompt, **options).result()
+
+    def stream(self, prompt: str | bytes | Sequence[int], **options: Any) -> Iterator[Piece]:
+        """Submit a prompt, and return its pieces as they come. Takes what ``submit`` takes.
+
+        Whoever stops to iterate, and drops the iterator, cancels what is left.
+        """
+        return iter(self.submit(prompt, **options))
+
+    async def generate_async(self, prompt: str | bytes | Sequence[int], **options: Any) -> Completion:
+        """Do what ``generate`` does, on an event loop. A task that is cancelled cancels the request."""
+        with self.submit(prompt, **options) as completion:
+            return await completion
+
+    def stream_async(self, prompt: str | bytes | Sequence[int], **options: Any) -> AsyncIterator[Piece]:
+        """Do what ``stream`` does, for ``async for``."""
+        return aiter(self.submit(prompt, **options))
+
+    def stats(self) -> EngineStats:
+        """Return what the engine has done and is doing. From any thread."""
+        return self._loop.stats()
+
+    @property
+    def closed(self) -> bool:
+        """Whether the engine is closed, or has failed."""
+        return bool(self._loop.closed)
+
+    def close(self, *, drain: bool = False) -> None:
+        """Free the context, and the model if the engine has loaded it. May be called twice.
+
+        Requests end as cancelled; with ``drain`` those that were submitted before go on to their end, and this waits for
+        them.
+        """
+        self._loop.close(drain)
+        self._finalizer.detach()
+        if self._own:
+            self.model.close()
+
+    def __enter__(self) -> Self:
+        self._loop.check_open()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<{self._loop.name}{f' ({self._loop.closed})' if self._loop.closed else ''}>"
+
+    def _tokens(self, prompt: str | bytes | Sequence[int], parse_special: bool) -> list[int]:
+        vocab = self.model.vocab
+        if isinstance(prompt, (str, bytes)):
+            tokens = vocab.tokenize(prompt, parse_special=parse_special)
+        else:
+            tokens = [vocab._id(f"prompt[{i}]", token) for i, token in enumerate(prompt)]
+        if not tokens:
+            raise ValueError("prompt gives no tokens")
+        return tokens
+
+    def _sampler(self, params: SamplingParams, logprobs: int | None) -> FastSampler | SamplerChain:
+        vocab = self.model.vocab
+        if covers(params):
+            return FastSampler(vocab, params, n_logprobs=logprobs)
+        if logprobs is not None:
+            raise ValueError("logprobs: the samplers of these sampling parameters do not tell any")
+        return params.chain(vocab)
+
+
+def _params(sampling: SamplingParams | None, **given: Any) -> SamplingParams:
+    """Return the parameters with what was given in place of theirs."""
+    if sampling is not None and not isinstance(sampling, SamplingParams):
+        raise TypeError(f"sampling must be SamplingParams, not {type(sampling).__name__}")
+    return replace(sampling or SamplingParams(), **{key: value for key, value in given.items() if value is not None})
+
+
+def _finalize(loop: Loop, model: Model | None) -> None:
+    """Close what an Engine has left open."""
+    if loop.closed:
+        return
+    try:
+        warnings.warn(f"unclosed {loop.name}: use `with`, or call close()", ResourceWarning, stacklevel=2)
+    finally:  # the warning may be an error
+        loop.close()
+        if model is not None:
+            model.close()

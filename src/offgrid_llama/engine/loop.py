@@ -1,0 +1,346 @@
+"""Loop: the engine's thread. Each turn takes what has come in, makes a step, and gives out what it has sampled."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import Counter
+from collections.abc import Collection
+from dataclasses import dataclass
+from queue import SimpleQueue
+from time import perf_counter
+from typing import TYPE_CHECKING, Protocol
+
+from ..errors import Aborted, ClosedError, DecodeError, NativeError, QueueFullError
+from .completion import Answer, Events, Piece, wake
+from .pace import Pace
+from .request import FinishReason, Request
+from .scheduler import Plan, Scheduler
+from .slots import Slots
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from ..step import Sampled
+
+__all__ = ["EngineStats", "Loop"]
+
+_logger = logging.getLogger("offgrid_llama.engine")
+
+
+class Runs(Protocol):
+    """What the loop needs of a Runner."""
+
+    seconds: float
+    n_steps: int
+
+    def run(self, plan: Plan) -> dict[Request, Sampled]: ...
+    def sampled(self) -> dict[Request, Sampled]: ...
+    def lengths(self) -> list[int]: ...
+    def interrupt(self, on: bool = True) -> None: ...
+    def abort(self) -> None: ...
+    def close(self) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class EngineStats:
+    """What an engine has done since it was made, and what it is doing.
+
+    Attributes:
+        n_waiting: requests in the queue. n_running: requests with a slot. n_cached: idle slots with something to reuse.
+        n_free: slots with nothing.
+        cached_tokens: tokens in idle slots.
+        prompt_tokens: of the prompts of all requests that have begun. prompt_tokens_cached: of these, those that were
+            computed before. generated_tokens: of all requests.
+        finished: how many requests have ended, by reason.
+        n_steps: steps. step_seconds: time that they have taken together. last_step_seconds: of the last one.
+        n_failed_steps: decodes that have failed or were cancelled, after which everything went on.
+    """
+
+    n_waiting: int
+    n_running: int
+    n_cached: int
+    n_free: int
+    cached_tokens: int
+    prompt_tokens: int
+    prompt_tokens_cached: int
+    generated_tokens: int
+    finished: dict[str, int]
+    n_steps: int
+    step_seconds: float
+    last_step_seconds: float
+    n_failed_steps: int
+
+    @property
+    def hit_rate(self) -> float:
+        """The share of prompt tokens that were computed before."""
+        return self.prompt_tokens_cached / self.prompt_tokens if self.prompt_tokens else 0.0
+
+
+class Loop:
+    """The thread, and the way to it. It knows nothing of the Engine, so that one that is dropped can be finalized.
+
+    Args:
+        name: of the engine, for errors.
+        runner: what makes the steps; the loop closes it.
+        n_seq_max, n_batch, n_ctx_seq: of its context.
+        eog: the tokens that end a text.
+        max_queue: most requests that wait.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        runner: Runs,
+        *,
+        n_seq_max: int,
+        n_batch: int,
+        n_ctx_seq: int,
+        eog: Collection[int],
+        max_queue: int,
+    ) -> None:
+        self.name = name
+        self._runner = runner
+        self._slots = Slots(n_seq_max)
+        self._pace = Pace(n_batch)
+        self._scheduler = Scheduler(
+            self._slots, n_batch=n_batch, n_ctx_seq=n_ctx_seq, eog=eog, prompt_budget=self._pace.prompt_budget
+        )
+        self._max_queue = max_queue
+        self._inbox: SimpleQueue[tuple[str, Sequence[Request]]] = SimpleQueue()
+        self._lock = threading.Lock()  # for the two below
+        self._n_queued = 0
+        self._closed = ""  # why, once it is
+        self._failure: BaseException | None = None
+        self._stopping = self._draining = False
+        self._plan: Plan | None = None
+        self._woken: dict[Events, None] = {}
+        self._finished: Counter[str] = Counter()
+        self._prompt_tokens = self._prompt_tokens_cached = self._generated_tokens = 0
+        self._n_steps = self._n_failed_steps = 0
+        self._step_seconds = self._last_step_seconds = 0.0
+        self._thread = threading.Thread(target=self._run, name=f"offgrid_llama {name}", daemon=True)
+
+    def start(self) -> None:
+        """Start the thread."""
+        self._thread.start()
+
+    # From any thread --------------------------------------------------------------------------------------------------
+
+    def submit(self, requests: Sequence[Request]) -> None:
+        """Queue requests.
+
+        Raises QueueFullError, and ClosedError.
+        """
+        with self._lock:
+            self.check_open()
+            if self._n_queued + len(requests) > self._max_queue:
+                raise QueueFullError(
+                    f"{self.name}: {self._n_queued} requests wait, and max_queue is {self._max_queue}",
+                    n_waiting=self._n_queued,
+                )
+            self._n_queued += len(requests)
+            self._inbox.put(("add", requests))
+        self._runner.interrupt()
+
+    def cancel(self, requests: Sequence[Request]) -> None:
+        """End requests at the next step, or within this one where it is mostly theirs."""
+        self._inbox.put(("cancel", requests))
+        self._runner.interrupt()
+        plan = self._plan
+        if plan is not None and plan.n_prompt:
+            theirs = sum(len(rows.tokens) for rows in plan.rows if rows.request in requests)
+            if 2 * theirs > plan.n_generating + plan.n_prompt:
+                self._runner.abort()
+
+    def close(self, drain: bool = False) -> None:
+        """End all requests, or with ``drain`` wait until they have ended; then end the thread and free the context."""
+        with self._lock:
+            self._closed = self._closed or "is closed"
+        self._inbox.put(("drain" if drain else "stop", ()))  # a second one, too: it may be in more of a hurry
+        if not drain:
+            self._runner.interrupt()
+            self._runner.abort()
+        if threading.current_thread() is not self._thread:
+            self._thread.join()
+
+    def check_open(self) -> None:
+        """Raise ClosedError unless it is open."""
+        if self._closed:
+            raise ClosedError(f"{self.name} {self._closed}") from self._failure
+
+    @property
+    def closed(self) -> str:
+        """Why it is closed; empty while it is open."""
+        return self._closed
+
+    def stats(self) -> EngineStats:
+        """Return what it has done and is doing."""
+        slots = self._slots
+        return EngineStats(
+            n_waiting=self._n_queued, n_running=slots.n_running, n_cached=slots.n_idle, n_free=slots.n_free,
+            cached_tokens=slots.n_cached_tokens, prompt_tokens=self._prompt_tokens,
+            prompt_tokens_cached=self._prompt_tokens_cached, generated_tokens=self._generated_tokens,
+            finished=dict(self._finished), n_steps=self._n_steps, step_seconds=self._step_seconds,
+            last_step_seconds=self._last_step_seconds, n_failed_steps=self._n_failed_steps,
+        )  # fmt: skip
+
+    # In its own thread ------------------------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        try:
+            while True:
+                stepped = self._turn()
+                if self._stopping or (self._draining and not stepped):
+                    break
+                if not stepped:
+                    self._receive(*self._inbox.get())
+        except BaseException as error:
+            if not isinstance(error, ClosedError):
+                _logger.exception("%s has failed", self.name)
+            self._failure = error
+            with self._lock:
+                self._closed = f"has failed: {error}"
+        self._stop()
+
+    def _turn(self) -> bool:
+        """Take what has come in, and make one step. Returns False where there is nothing to do."""
+        runner, scheduler, inbox = self._runner, self._scheduler, self._inbox
+        runner.interrupt(False)
+        while not inbox.empty():
+            self._receive(*inbox.get())
+        if self._stopping:
+            return False
+        self._plan = plan = scheduler.plan()
+        if plan is None:
+            self._flush()
+            return False
+        if plan.admitted:
+            self._begin(plan.admitted)
+        try:
+            sampled = runner.run(plan)
+        except (DecodeError, NativeError) as error:
+            self._restore(plan, error)
+        else:
+            self._n_steps += runner.n_steps
+            self._last_step_seconds = runner.seconds
+            self._step_seconds += runner.seconds * runner.n_steps
+            self._pace.observe(plan.n_generating, plan.n_prompt, runner.seconds)
+            self._give(sampled)
+        self._plan = None
+        self._flush()
+        return True
+
+    def _receive(self, what: str, requests: Sequence[Request]) -> None:
+        if what == "add":
+            for request in requests:
+                self._scheduler.add(request)
+        elif what == "cancel":
+            for request in requests:
+                self._finish(request, FinishReason.CANCELLED)
+        elif what == "drain":
+            self._draining = True
+        else:
+            self._stopping = True
+
+    def _begin(self, requests: Sequence[Request]) -> None:
+        now = perf_counter()
+        with self._lock:
+            self._n_queued -= len(requests)
+        for request in requests:
+            request.answer.started = now
+            self._prompt_tokens += len(request.prompt)
+            self._prompt_tokens_cached += request.n_cached
+
+    def _restore(self, plan: Plan, error: DecodeError | NativeError) -> None:
+        """Go on after a decode that has failed, without the request that is to blame."""
+        self._n_failed_steps += 1
+        if sampled := self._runner.sampled():
+            self._give(sampled)
+        self._scheduler.restore(self._runner.lengths())
+        if isinstance(error, Aborted):
+            return
+        requests = [rows.request for rows in plan.rows]
+        if len(requests) == 1:
+            self._finish(requests[0], FinishReason.ERROR, error)
+        else:
+            self._scheduler.suspect(requests)
+
+    def _give(self, sampled: dict[Request, Sampled]) -> None:
+        """Turn what was sampled into text, and give it out."""
+        now = perf_counter()
+        for request, tokens in self._scheduler.apply({request: each.tokens for request, each in sampled.items()}):
+            answer, each = request.answer, sampled[request]
+            if answer.first_token is None:
+                answer.first_token = now
+            stream, pieces = answer.stream, each.pieces
+            text = stream.push(pieces[0])
+            n = 1
+            while n < len(tokens) and stream.stopped is None:
+                text += stream.push(pieces[n])
+                n += 1
+            if stream.stopped is not None:
+                del request.tokens[len(request.tokens) - len(tokens) + n :]
+                self._scheduler.finish(request, FinishReason.STOP)
+                request.finish_reason = FinishReason.STOP  # also where max_tokens were reached with it
+            self._generated_tokens += n
+            if each.logprobs:
+                answer.logprobs += each.logprobs[:n]
+            if request.finish_reason is not None:
+                self._end_answer(request, text)
+            elif text:
+                self._tell(answer, text)
+        for request, each in sampled.items():
+            if request.finish_reason is not None and request.answer.finish_reason is None:  # without a new token
+                self._end_answer(request, "", each.error)
+
+    def _finish(self, request: Request, reason: FinishReason, error: BaseException | None = None) -> None:
+        if request.finish_reason is not None:
+            return
+        if request.seq is None:
+            with self._lock:
+                self._n_queued -= 1
+        self._scheduler.finish(request, reason)
+        self._end_answer(request, "", error)
+
+    def _end_answer(self, request: Request, text: str, error: BaseException | None = None) -> None:
+        """Give out the last of an answer."""
+        answer = request.answer
+        text += answer.stream.finish()
+        if answer.stream.stopped is not None and request.finish_reason is FinishReason.LENGTH:
+            request.finish_reason = FinishReason.STOP
+        answer.stop, answer.error, answer.finish_reason = answer.stream.stopped, error, request.finish_reason
+        answer.finished = perf_counter()
+        self._finished[answer.finish_reason.value] += 1
+        request.sampler.close()
+        self._tell(answer, text)
+        answer.events.n_unfinished -= 1
+
+    def _tell(self, answer: Answer, text: str) -> None:
+        begin, answer.n_told = answer.n_told, len(answer.request.tokens)
+        answer.text += text
+        events: Events = answer.events
+        events.pieces.append(
+            Piece(text, answer.request.tokens[begin:], answer.logprobs[begin:], answer.index, answer.finish_reason)
+        )
+        if events.waiting:
+            self._woken[events] = None
+
+    def _flush(self) -> None:
+        """Wake all who wait for what this turn has given out."""
+        if self._woken:
+            wake(self._woken)
+            self._woken = {}
+
+    def _stop(self) -> None:
+        """End all requests, and free the context."""
+        while not self._inbox.empty():
+            self._receive(*self._inbox.get())
+        reason, error = FinishReason.CANCELLED, None
+        if self._failure is not None:
+            reason, error = FinishReason.ERROR, ClosedError(f"{self.name} {self._closed}")
+            error.__cause__ = self._failure
+        for request in self._scheduler.unfinished():
+            self._finish(request, reason, error)
+        self._flush()
+        self._runner.close()

@@ -1,0 +1,52 @@
+"""Pace: how many tokens of prompts a step may have, so that those that generate keep their pace (pure)."""
+
+from __future__ import annotations
+
+__all__ = ["Pace"]
+
+SLOWDOWN = 2.5
+"""A step with prompts may take so many times as long as one without, in which the same number of requests generate."""
+
+FIRST = 16
+"""Tokens of prompts in a step, as long as nothing is known of what they cost."""
+
+AGAIN = 64
+"""After so many steps with prompts there is one without, to see what it takes now."""
+
+
+class Pace:
+    """Learns from each step what the next one will take.
+
+    Args:
+        n_batch: most tokens of a step.
+    """
+
+    def __init__(self, n_batch: int) -> None:
+        self._n_batch = n_batch
+        self._alone: dict[int, float] = {}  # seconds of a step without prompts, by how many generate
+        self._token: float | None = None  # seconds for each token of prompts
+        self._since: dict[int, int] = {}  # steps with prompts since there was one without
+
+    def observe(self, n_generating: int, n_prompt: int, seconds: float) -> None:
+        """Take what a step has taken."""
+        alone = self._alone.get(n_generating)
+        if not n_prompt:
+            self._alone[n_generating] = seconds if alone is None else 0.8 * alone + 0.2 * seconds
+            self._since[n_generating] = 0
+            return
+        self._since[n_generating] = self._since.get(n_generating, 0) + 1
+        if n_generating and alone is None:
+            return
+        token = max(seconds - (alone or 0.0), 0.05 * seconds) / n_prompt
+        self._token = token if self._token is None else 0.7 * self._token + 0.3 * token
+
+    def prompt_budget(self, n_generating: int) -> int:
+        """Return how many tokens of prompts the next step may have; 0 where a step without is to be measured first."""
+        if not n_generating:
+            return self._n_batch
+        alone = self._alone.get(n_generating)
+        if alone is None or self._since[n_generating] >= AGAIN:
+            return 0
+        if self._token is None:
+            return FIRST
+        return max(1, int((SLOWDOWN - 1) * alone / self._token))

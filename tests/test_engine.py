@@ -1,0 +1,650 @@
+"""Engine: what its users see of it. Each request gets what it gets alone, whatever else comes, goes or fails."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import math
+import random
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import pytest
+from conftest import RunChild
+from twin import EXACT, LETTERS, write_tiny_llama
+
+import offgrid_llama as og
+from offgrid_llama._capi import lib
+from offgrid_llama.engine import Completion, FinishReason
+from offgrid_llama.engine.runner import Runner
+from offgrid_llama.engine.scheduler import Plan
+
+N_CTX_SEQ = 256
+EOS = 2
+GREEDY: dict[str, Any] = {"temperature": 0}
+ENDLESS = og.SamplingParams(seed=3, logit_bias={EOS: -math.inf})
+
+
+@pytest.fixture(scope="module")
+def letters(tmp_path_factory: pytest.TempPathFactory) -> Iterator[og.Model]:
+    """A tiny llama whose tokens are letters; one of them ends a text."""
+    path = tmp_path_factory.mktemp("engine") / "letters.gguf"
+    write_tiny_llama(path, more={**LETTERS, "tokenizer.ggml.eos_token_id": EOS})
+    with og.Model(path) as model:
+        yield model
+
+
+def make(model: og.Model, n_seq_max: int = 4, **options: Any) -> og.Engine:
+    return og.Engine(
+        model, **{**EXACT, "n_seq_max": n_seq_max, "n_ctx": n_seq_max * N_CTX_SEQ, "n_batch": 64, **options}
+    )
+
+
+@pytest.fixture
+def engine(letters: og.Model) -> Iterator[og.Engine]:
+    """Four sequences of 256 tokens, 64 in a step."""
+    with make(letters) as engine:
+        yield engine
+
+
+def driven(model: og.Model, n_seq_max: int = 4, **options: Any) -> og.Engine:
+    """Return an engine without a thread: ``engine._loop._turn()`` makes a step."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("offgrid_llama.engine.loop.Loop.start", lambda _: None)
+        engine = make(model, n_seq_max, **options)
+    engine._finalizer.detach()
+    return engine
+
+
+def turns(engine: og.Engine, n: int = 1_000_000) -> int:
+    """Make ``n`` steps, or as many as there are; return how many."""
+    loop = engine._loop
+    for done in range(n):
+        if not loop._scheduler.unfinished() and loop._inbox.empty():
+            return done
+        loop._turn()
+    return n
+
+
+def alone(model: og.Model, prompt: list[int], max_tokens: int, params: og.SamplingParams) -> tuple[list[int], str]:
+    """Return the tokens that a loop over the nouns gives, and why they end."""
+    tokens: list[int] = []
+    with og.Context(model, n_ctx=N_CTX_SEQ, n_batch=N_CTX_SEQ, **EXACT) as context:
+        sampler = og.FastSampler(model.vocab, params)
+        batch = og.Batch(N_CTX_SEQ)
+        batch.add_sequence(prompt)
+        while True:
+            context.decode(batch)
+            token = sampler.sample(context, -1)
+            if model.vocab.is_eog(token):
+                return tokens, "stop"
+            tokens.append(token)
+            if len(tokens) == max_tokens or len(prompt) + len(tokens) > N_CTX_SEQ:
+                return tokens, "length"
+            batch.clear()
+            batch.add(token, len(prompt) + len(tokens) - 1, [0], logits=True)
+
+
+def idle(engine: og.Engine) -> None:
+    """Check that nothing is left behind: no request, and memory holds what the slots say."""
+    stats = engine.stats()
+    assert (stats.n_waiting, stats.n_running) == (0, 0)
+    assert stats.n_free + stats.n_cached == engine._loop._runner.context.n_seq_max  # type: ignore[attr-defined]
+    slots = engine._loop._slots
+    lengths = engine._loop._runner.lengths()
+    assert [slots.n_computed(seq) for seq in range(len(lengths))] == lengths
+
+
+def settle(engine: og.Engine) -> None:
+    """Wait until the engine has ended the turn in which it has given out the last answer."""
+    engine.generate([7], max_tokens=1)
+    deadline = time.monotonic() + 30
+    while engine.stats().n_running:
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+
+
+# What comes out ---------------------------------------------------------------------------------------------------------
+
+
+def test_one_request(letters: og.Model, engine: og.Engine) -> None:
+    """Greedy text is that of a loop over the nouns; the Completion says how it came about."""
+    prompt = letters.vocab.tokenize("hello")
+    completion = engine.generate("hello", max_tokens=20, **GREEDY)
+    tokens, reason = alone(letters, prompt, 20, og.SamplingParams(temperature=0))
+    assert completion.tokens == tokens
+    assert completion.text == letters.vocab.detokenize(tokens)
+    assert completion.finish_reason == reason
+    assert completion.done
+    assert completion.usage == og.engine.Usage(len(prompt), 0, len(tokens))
+    timings = completion.timings
+    assert None not in (timings.queue, timings.prefill, timings.first_token, timings.decode)
+
+
+def test_the_twins_are_the_same(engine: og.Engine) -> None:
+    """generate, stream and their awaitable twins give the same text, also for chains of llama.cpp's samplers."""
+    for options in (GREEDY, {"seed": 5}, {"sampling": og.SamplingParams(mirostat=2, seed=5)}):
+        whole = engine.generate("abc", max_tokens=30, **options)
+        pieces = list(engine.stream("abc", max_tokens=30, **options))
+
+        async def both(options: dict[str, Any] = options) -> tuple[og.Completion, list[og.Piece]]:
+            return (
+                await engine.generate_async("abc", max_tokens=30, **options),
+                [piece async for piece in engine.stream_async("abc", max_tokens=30, **options)],
+            )
+
+        later, later_pieces = asyncio.run(both())
+        assert whole.text == later.text == "".join(piece.text for piece in pieces)
+        assert "".join(piece.text for piece in later_pieces) == whole.text
+        assert [token for piece in pieces for token in piece.tokens] == whole.tokens == later.tokens
+        assert [piece.finish_reason for piece in pieces] == [None] * (len(pieces) - 1) + [whole.finish_reason]
+
+
+def test_seeds(engine: og.Engine) -> None:
+    """The same seed gives the same answer beside any neighbours; the n answers have seeds of their own."""
+    first = engine.generate("abc", max_tokens=30, seed=11, n=3)
+    neighbours = [engine.submit([9 + i, 8, 7], max_tokens=50) for i in range(6)]
+    again = [engine.submit("abc", max_tokens=30, seed=11 + i) for i in range(3)]
+    assert [answer.tokens for answer in first.answers] == [each.result().tokens for each in again]
+    assert len({tuple(answer.tokens) for answer in first.answers}) == 3
+    assert [answer.seed for answer in first.answers] == [11, 12, 13]
+    for each in neighbours:
+        each.result()
+
+
+def test_n_answers_share_the_prompt(engine: og.Engine, letters: og.Model) -> None:
+    """The prompt is computed once, but for its last token; each answer's pieces carry its index."""
+    prompt = list(range(7, 57))
+    completion = engine.generate(prompt, max_tokens=9, n=4, seed=1)
+    assert [answer.request.n_cached for answer in completion.answers] == [0, 49, 49, 49]
+    assert completion.usage.completion_tokens == sum(len(answer.tokens) for answer in completion.answers)
+    for answer in completion.answers:
+        pieces = [piece for piece in completion if piece.index == answer.index]
+        assert "".join(piece.text for piece in pieces) == answer.text
+        assert answer.tokens == alone(letters, prompt, 9, og.SamplingParams(seed=answer.seed))[0]
+
+
+def test_stop_strings(engine: og.Engine) -> None:
+    """The text ends before the stop string, and the tokens with the one that completes it."""
+    whole = engine.generate("abc", max_tokens=60, sampling=ENDLESS)
+    stop = whole.text[10:14]
+    at = whole.text.index(stop)
+    stopped = engine.generate("abc", max_tokens=60, sampling=ENDLESS, stop=[stop, "never"], n=2)
+    assert (stopped.text, stopped.finish_reason, stopped.stop) == (whole.text[:at], FinishReason.STOP, stop)
+    assert stopped.tokens == whole.tokens[: len(stopped.tokens)]
+    assert engine.model.vocab.detokenize(stopped.tokens) == whole.text[: at + 4]
+    last = engine.generate("abc", max_tokens=len(stopped.tokens), sampling=ENDLESS, stop=iter([stop]), n=2)
+    assert (last.text, last.finish_reason, last.stop) == (stopped.text, FinishReason.STOP, stop)
+    assert engine.generate("abc", max_tokens=5, sampling=ENDLESS, stop="never").finish_reason is FinishReason.LENGTH
+
+
+def test_logprobs(engine: og.Engine, letters: og.Model) -> None:
+    """Each token has the logprob that a softmax over the logits gives, and the pieces have those of their tokens."""
+    completion = engine.generate("abc", max_tokens=6, logprobs=2, **GREEDY)
+    with og.Context(letters, n_ctx=N_CTX_SEQ, **EXACT) as context:
+        batch = og.Batch(64)
+        prompt = letters.vocab.tokenize("abc")
+        batch.add_sequence([*prompt, *completion.tokens], logits="all")
+        context.decode(batch)
+        for i, (logprob, top) in enumerate(completion.logprobs):
+            row = context.logits(len(prompt) - 1 + i).copy().astype(float)
+            expected = row - row.max() - np.log(np.exp(row - row.max()).sum())
+            assert logprob == pytest.approx(expected[completion.tokens[i]], abs=1e-4)
+            assert [token for token, _ in top] == expected.argsort()[::-1][:2].tolist()
+    assert [each for piece in completion for each in piece.logprobs] == completion.logprobs
+    assert len(completion.logprobs) == len(completion.tokens)
+
+
+def test_a_conversation_finds_what_it_has_said(engine: og.Engine) -> None:
+    """The next turn computes only what is new."""
+    prompt = list(range(7, 40))
+    first = engine.generate(prompt, max_tokens=10, sampling=ENDLESS)
+    turn = [*prompt, *first.tokens, 50, 51]
+    second = engine.generate(turn, max_tokens=3, **GREEDY)
+    assert second.usage.cached_tokens == len(prompt) + len(first.tokens) - 1
+    assert engine.stats().prompt_tokens_cached == second.usage.cached_tokens
+
+
+def test_eight_that_arrive_together_compute_their_prefix_once(letters: og.Model) -> None:
+    """No token of a shared beginning is computed twice."""
+    system = [random.Random(1).randrange(7, 57) for _ in range(150)]
+    with make(letters, 8, n_ctx=8 * N_CTX_SEQ) as engine:
+        computed = 0
+        run = engine._loop._runner.run
+
+        def count(plan: Plan) -> Any:
+            nonlocal computed
+            computed += plan.n_prompt
+            return run(plan)
+
+        engine._loop._runner.run = count  # type: ignore[method-assign]
+        completions = [engine.submit([*system, 20 + i], max_tokens=4, **GREEDY) for i in range(8)]
+        for i, completion in enumerate(completions):
+            assert (
+                completion.result().tokens == alone(letters, [*system, 20 + i], 4, og.SamplingParams(temperature=0))[0]
+            )
+        assert computed == len(system) + 8
+
+
+# Any schedule -----------------------------------------------------------------------------------------------------------
+
+
+class Schedule:
+    """Requests at random on an engine that is driven turn by turn; each is compared with what it gives alone."""
+
+    cache: ClassVar[dict[Any, tuple[list[int], str]]] = {}
+
+    def __init__(self, model: og.Model, seed: int) -> None:
+        self.model = model
+        self.rng = rng = random.Random(seed)
+        n_seq_max = rng.randint(1, 4)
+        self.engine = driven(model, n_seq_max, n_batch=rng.choice([8, 64]))
+        self.said: list[tuple[list[int], int, og.SamplingParams, og.Completion]] = []
+        self.cancelled: set[Completion] = set()
+
+    def disturb(self, chance: float) -> None:
+        rng = self.rng
+        while rng.random() < chance:
+            prompt = [7 + i % 40 for i in range(rng.choice([3, 20, 40]))] + [rng.randrange(7, 57)] * rng.randint(0, 3)
+            if self.said and rng.random() < 0.3:
+                before = rng.choice(self.said)
+                prompt = [*before[0], *before[3].tokens, 9][:100]
+            seed = rng.randrange(3)
+            params = og.SamplingParams(temperature=0) if seed == 0 else og.SamplingParams(seed=seed)
+            max_tokens = rng.randint(1, 20)
+            completion = self.engine.submit(prompt, max_tokens=max_tokens, sampling=params, priority=rng.randint(0, 1))
+            self.said.append((prompt, max_tokens, params, completion))
+        if self.said and rng.random() < chance / 2:
+            completion = rng.choice(self.said)[3]
+            if not completion.done:
+                self.cancelled.add(completion)
+            completion.cancel()
+
+    def run(self) -> None:
+        runner = self.engine._loop._runner
+        assert isinstance(runner, Runner)
+        for _ in range(25):
+            self.disturb(0.3)
+            runner._gil_seconds = self.rng.choice([0.0, 1.0])  # one step in a call, or several
+            turns(self.engine, 1)
+        turns(self.engine)
+        idle(self.engine)
+        for prompt, max_tokens, params, completion in self.said:
+            key = (tuple(prompt), params.temperature, params.seed)
+            if key not in self.cache:
+                self.cache[key] = alone(self.model, prompt, 20, params)
+            tokens, reason = self.cache[key]
+            if completion in self.cancelled and completion.finish_reason is FinishReason.CANCELLED:
+                assert completion.tokens == tokens[: len(completion.tokens)]
+            else:
+                assert completion.tokens == tokens[:max_tokens]
+                assert completion.finish_reason == ("length" if len(tokens) >= max_tokens else reason)
+        self.engine._loop._stop()
+
+
+def test_any_schedule(letters: og.Model, pytestconfig: pytest.Config) -> None:
+    """Whatever comes and goes, each request gives what it gives alone, and nothing is left."""
+    for seed in range(pytestconfig.getoption("--hazard-cases") or 200):
+        Schedule(letters, seed).run()
+
+
+# Ending early -----------------------------------------------------------------------------------------------------------
+
+
+def test_cancelling_at_every_step(letters: og.Model) -> None:
+    """After any number of steps: a request ends, its slot is free by the next step, and its neighbour goes on."""
+    expected = alone(letters, [9] * 100, 12, og.SamplingParams(temperature=0))[0]
+    engine = driven(letters)
+    for step in range(30):
+        other = engine.submit([9] * 100, max_tokens=12, **GREEDY)
+        doomed = engine.submit([8 + step] * 130, max_tokens=8, sampling=ENDLESS)
+        begun = turns(engine, step)
+        doomed.cancel()
+        turns(engine, 1)
+        assert doomed.done
+        assert doomed.finish_reason is FinishReason.LENGTH if begun < step else FinishReason.CANCELLED
+        assert doomed.answers[0].request not in engine._loop._scheduler.unfinished()
+        turns(engine)
+        assert other.tokens == expected
+        idle(engine)
+    engine._loop._stop()
+
+
+def test_a_long_prompt_is_cancelled_within_its_step(smollm2: og.Model) -> None:
+    """cancel() does not wait for the rest of a prompt: the decode stops, and what others have stays."""
+    with og.Engine(smollm2, n_seq_max=2, n_ctx=4096, n_batch=2048, n_threads=2) as engine:
+        steps = engine.stats().n_steps
+        long = engine.submit([5] * 1200, max_tokens=2)
+        while engine._loop._plan is None:
+            time.sleep(0.001)
+        time.sleep(0.05)
+        begin = time.perf_counter()
+        long.cancel()
+        long.result()
+        cancelled = time.perf_counter() - begin
+        assert engine.stats().n_steps == steps  # it was one step, and did not end
+        assert engine.stats().n_failed_steps == 1
+        begin = time.perf_counter()
+        engine.generate([5] * 1200, max_tokens=1)
+        assert cancelled < (time.perf_counter() - begin) / 2
+
+
+def test_dropping_the_iterator_cancels(engine: og.Engine) -> None:
+    """Whoever stops to listen frees the slot; so does a Completion that nobody holds, and the end of a with block."""
+    for piece in engine.stream("abc", max_tokens=200, sampling=ENDLESS):
+        assert piece.text
+        break
+    engine.submit("abc", max_tokens=200, sampling=ENDLESS)
+    gc.collect()
+    with engine.submit("abc", max_tokens=200, sampling=ENDLESS) as completion:
+        pass
+    assert completion.result().finish_reason is FinishReason.CANCELLED
+    settle(engine)
+    assert engine.stats().finished["cancelled"] == 3
+    idle(engine)
+
+
+def test_a_task_that_is_cancelled(engine: og.Engine) -> None:
+    """Cancelling the task cancels the request."""
+
+    async def main() -> None:
+        task = asyncio.ensure_future(engine.generate_async("abc", max_tokens=240, sampling=ENDLESS))
+        async for _ in engine.stream_async("abd", max_tokens=3, sampling=ENDLESS):
+            pass
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    asyncio.run(main())
+    settle(engine)
+    assert engine.stats().finished["cancelled"] == 1
+
+
+def test_waiting_no_longer(letters: og.Model) -> None:
+    """result() with a timeout gives up the waiting, and not the request."""
+    engine = driven(letters)
+    completion = engine.submit("abc", max_tokens=3, sampling=ENDLESS)
+    with pytest.raises(TimeoutError):
+        completion.result(timeout=0.01)
+    turns(engine)
+    assert len(completion.result(timeout=0).tokens) == 3
+    engine._loop._stop()
+
+
+def test_priorities_and_a_full_queue(letters: og.Model) -> None:
+    """The larger priority begins first; one request more than max_queue is refused, and nothing of it is queued."""
+    engine = driven(letters, 1, max_queue=3)
+    low, high = engine.submit("abc", max_tokens=1), engine.submit("abd", max_tokens=1, priority=1)
+    with pytest.raises(og.QueueFullError) as full:
+        engine.submit("abe", n=2)
+    assert full.value.n_waiting == engine.stats().n_waiting == 2
+    turns(engine, 1)
+    assert (low.done, high.done) == (False, True)
+    low.cancel()
+    turns(engine, 1)
+    assert engine.stats().n_waiting == 0
+    engine.submit("abe", n=3, max_tokens=1)
+    engine._loop._stop()
+
+
+def test_what_cannot_be(engine: og.Engine) -> None:
+    """Bad arguments are refused at the call, before anything is queued."""
+    with pytest.raises(og.ContextLengthError) as error:
+        engine.submit([7] * N_CTX_SEQ)
+    assert (error.value.n_tokens, error.value.n_ctx) == (N_CTX_SEQ, N_CTX_SEQ)
+    assert len(engine.generate([7] * (N_CTX_SEQ - 1), sampling=ENDLESS).tokens) == 2
+    bad: list[tuple[dict[str, Any], type[Exception], str | None]] = [
+        ({"prompt": []}, ValueError, "prompt"),
+        ({"prompt": [61]}, ValueError, "prompt"),
+        ({"n": 0}, ValueError, "n must"),
+        ({"max_tokens": 0}, ValueError, "max_tokens"),
+        ({"stop": ["a", ""]}, ValueError, "stop"),
+        ({"sampling": {"temperature": 0}}, TypeError, "sampling"),
+        ({"priority": "high"}, TypeError, "priority"),
+        ({"logprobs": -1}, ValueError, "logprobs"),
+        ({"logprobs": 1, "sampling": og.SamplingParams(mirostat=1)}, ValueError, "logprobs"),
+        ({"grammar": og.Grammar.gbnf('root ::= "0"')}, og.GrammarError, None),
+    ]
+    for arguments, kind, words in bad:
+        with pytest.raises(kind, match=words):
+            engine.submit(**{"prompt": "abc", **arguments}).result()
+    settle(engine)
+    idle(engine)
+    with pytest.raises(ValueError, match="n_batch"):
+        make(engine.model, 8, n_batch=8)
+
+
+# Failing ----------------------------------------------------------------------------------------------------------------
+
+
+class Faulty:
+    """Lets decodes fail that have a certain token in a prompt, after some of them was computed."""
+
+    def __init__(self, engine: og.Engine, monkeypatch: pytest.MonkeyPatch, token: int, error: Exception) -> None:
+        runner = engine._loop._runner
+        assert isinstance(runner, Runner)
+        context, self.failures = runner.context, 0
+        decode = context._decode
+
+        def fail(batch: og.Batch, function: Any) -> None:
+            tokens = [batch._token[row] for row in range(len(batch))]
+            if token not in tokens:
+                return decode(batch, function)
+            self.failures += 1
+            some = og.Batch(len(batch))
+            for row in range(tokens.index(token)):
+                some.add(tokens[row], batch._pos[row], [batch._first_seq_id[row]])
+            if len(some):
+                decode(some, lib.llama_decode)
+            raise error
+
+        monkeypatch.setattr(context, "_decode", fail)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        og.DecodeFailed("broken", code=-3, memory_restored=False),
+        og.NoKVSlot("full", code=1, memory_restored=True),
+        og.NativeError("llama_decode", "std::bad_alloc"),
+    ],
+)
+def test_a_decode_that_fails(letters: og.Model, monkeypatch: pytest.MonkeyPatch, error: og.OffgridLlamaError) -> None:
+    """The request that makes decodes fail ends with the error; all others go on as if it had never been."""
+    engine = driven(letters)
+    poison = 56
+    faulty = Faulty(engine, monkeypatch, poison, error)
+    prompts = [[9 + i] * 30 for i in range(3)]
+    before = engine.submit(prompts[0], max_tokens=12, sampling=ENDLESS)
+    turns(engine, 3)
+    doomed = engine.submit([8] * 20 + [poison] + [8] * 20, max_tokens=12)
+    others = [before, *(engine.submit(prompt, max_tokens=12, sampling=ENDLESS) for prompt in prompts[1:])]
+    turns(engine)
+    with pytest.raises(type(error)) as raised:
+        doomed.result()
+    assert raised.value is error
+    assert doomed.finish_reason is FinishReason.ERROR
+    assert faulty.failures == engine.stats().n_failed_steps >= 2
+    for prompt, other in zip(prompts, others, strict=True):
+        assert other.result().tokens == alone(letters, prompt, 12, ENDLESS)[0]
+    idle(engine)
+    engine._loop._stop()
+
+
+def test_a_request_without_a_token(engine: og.Engine) -> None:
+    """Where everything is forbidden, the request fails alone."""
+    nothing = og.SamplingParams(logit_bias=dict.fromkeys(range(61), -math.inf))
+    good = engine.submit("abc", max_tokens=20, sampling=ENDLESS)
+    bad = engine.submit("abd", max_tokens=20, sampling=nothing)
+    with pytest.raises(og.SamplerError):
+        bad.result()
+    with pytest.raises(og.SamplerError):
+        list(bad)
+    assert len(good.result().tokens) == 20
+    settle(engine)
+    idle(engine)
+
+
+def test_the_model_is_closed_under_it(tmp_path: Path) -> None:
+    """Requests end with ClosedError, and so does the next submit(); close() still works."""
+    write_tiny_llama(tmp_path / "model.gguf", more=LETTERS)
+    model = og.Model(tmp_path / "model.gguf")
+    engine = make(model)
+    completion = engine.submit("abc", max_tokens=250)
+    next(iter(completion))
+    model.close()
+    with suppress(og.ClosedError):  # or it has ended before
+        completion.result()
+    with pytest.raises(og.ClosedError):
+        engine.generate("abc")
+    engine.close()
+
+
+# Closing ----------------------------------------------------------------------------------------------------------------
+
+
+def test_close(letters: og.Model) -> None:
+    """What runs and what waits ends as cancelled, and after that everything is refused; a second close does nothing."""
+    engine = make(letters, 1)
+    completions = [engine.submit("abc", max_tokens=200, sampling=ENDLESS) for _ in range(5)]
+    engine.close()
+    engine.close()
+    assert {completion.result().finish_reason for completion in completions} <= {
+        FinishReason.CANCELLED, FinishReason.LENGTH,
+    }  # fmt: skip
+    assert completions[-1].finish_reason is FinishReason.CANCELLED
+    with pytest.raises(og.ClosedError, match="Engine of"):
+        engine.submit("abc")
+    assert engine.closed
+    assert not engine.model.closed
+
+
+def test_close_can_wait(letters: og.Model) -> None:
+    """With drain, all that was submitted before goes on to its end."""
+    engine = make(letters, 1)
+    completions = [engine.submit("abc", max_tokens=20, sampling=ENDLESS) for _ in range(5)]
+    engine.close(drain=True)
+    assert [len(completion.tokens) for completion in completions] == [20] * 5
+
+
+def test_an_engine_that_is_dropped(letters: og.Model) -> None:
+    """It warns, and frees its context."""
+    children = len(letters._handle._children)
+    engine = make(letters)
+    engine.generate("abc", max_tokens=1)
+    held = [engine]
+    del engine
+    with pytest.warns(ResourceWarning, match="Engine of"):
+        held.clear()
+    assert len(letters._handle._children) == children
+
+
+def test_its_own_model(smollm2_path: Path) -> None:
+    """A model that the engine has loaded by its path is closed with it."""
+    with og.Engine(smollm2_path, n_seq_max=1, n_ctx=256) as engine:
+        assert engine.generate("The capital of France is", max_tokens=1, temperature=0).text == " Paris"
+    assert engine.model.closed
+
+
+def test_a_script_that_ends_without_closing(run_child: RunChild, smollm2_path: Path) -> None:
+    """The process ends, with an engine at work and a reader that waits in another thread."""
+    source = """
+        import sys, threading, offgrid_llama as og
+        engine = og.Engine(sys.argv[1], n_seq_max=2, n_ctx=2048)
+        completion = engine.submit("Once", max_tokens=1000)
+        threading.Thread(target=completion.result, daemon=True).start()
+        next(iter(completion))
+        print("end")
+    """
+    done = run_child(source, smollm2_path)
+    assert (done.returncode, done.stdout.strip()) == (0, "end")
+
+
+# Threads and event loops ------------------------------------------------------------------------------------------------
+
+
+def test_many_threads(letters: og.Model, engine: og.Engine) -> None:
+    """Sixteen threads at once, and each gets its own text."""
+    answers: dict[int, list[int]] = {}
+
+    def one(i: int) -> None:
+        answers[i] = [
+            token for piece in engine.stream([7 + i, 9], max_tokens=25, sampling=ENDLESS) for token in piece.tokens
+        ]
+
+    threads = [threading.Thread(target=one, args=(i,)) for i in range(16)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for i in range(16):
+        assert answers[i] == alone(letters, [7 + i, 9], 25, ENDLESS)[0]
+
+
+def test_one_wakeup_for_a_step_and_a_loop(letters: og.Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Four readers on one event loop are woken by one call from the engine's thread, not by four."""
+
+    async def main() -> int:
+        loop = asyncio.get_running_loop()
+        calls = 0
+        call_soon = loop.call_soon_threadsafe
+
+        def count(*arguments: Any, **options: Any) -> Any:
+            nonlocal calls
+            calls += 1
+            return call_soon(*arguments, **options)
+
+        monkeypatch.setattr(loop, "call_soon_threadsafe", count)
+        engine = driven(letters)
+
+        async def read() -> None:
+            async for _ in engine.stream_async([9], max_tokens=10, sampling=ENDLESS):
+                pass
+
+        tasks = [asyncio.ensure_future(read()) for _ in range(4)]
+        while not all(task.done() for task in tasks):
+            await asyncio.sleep(0)
+            await asyncio.sleep(0)
+            turns(engine, 1)
+        steps = engine.stats().n_steps
+        engine._loop._stop()
+        assert 0 < calls <= steps
+        return calls
+
+    assert asyncio.run(main()) >= 5
+
+
+def test_a_busy_python_thread(letters: og.Model) -> None:
+    """Where another thread keeps the GIL, some steps are made in one call, and the text is the same."""
+    stop = False
+
+    def busy() -> None:
+        while not stop:
+            sum(range(1000))
+
+    thread = threading.Thread(target=busy)
+    with make(letters) as engine:
+        calls = 0
+        runner = engine._loop._runner
+        run = runner.run
+
+        def count(plan: Plan) -> Any:
+            nonlocal calls
+            calls += 1
+            return run(plan)
+
+        runner.run = count  # type: ignore[method-assign]
+        thread.start()
+        try:
+            completions = [engine.submit([9 + i], max_tokens=200, sampling=ENDLESS) for i in range(3)]
+            for i, completion in enumerate(completions):
+                assert completion.result().tokens == alone(letters, [9 + i], 200, ENDLESS)[0]
+        finally:
+            stop = True
+            thread.join()
+        assert calls < engine.stats().n_steps / 4
