@@ -7,7 +7,7 @@ import weakref
 from collections.abc import AsyncIterator, Callable, Generator, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from .request import FinishReason, Request
 
@@ -37,8 +37,8 @@ class Piece:
     """
 
     text: str
-    tokens: list[int]
-    logprobs: list[TokenLogprobs]
+    tokens: tuple[int, ...]
+    logprobs: tuple[TokenLogprobs, ...]
     index: int
     finish_reason: FinishReason | None = None
 
@@ -98,13 +98,17 @@ class Timings:
     decode: float | None
 
 
+_Waiting: TypeAlias = "tuple[asyncio.AbstractEventLoop, asyncio.Future[None]] | threading.Event"
+
+
 class Events:
     """What the engine's thread has for the holder of a Completion, and who waits for it.
 
-    The engine appends and then wakes; whoever waits says so and then looks. So neither misses the other.
+    The engine appends and then wakes; whoever waits says so and then looks. So neither misses the other. Who waits for the
+    end is not woken before: on few cores each time would cost the step that is under way.
     """
 
-    __slots__ = ("answers", "n_prompt", "n_unfinished", "pieces", "submitted", "waiting")
+    __slots__ = ("answers", "n_prompt", "n_unfinished", "pieces", "submitted", "waiting", "waiting_for_end")
 
     def __init__(self, n_prompt: int, submitted: float) -> None:
         self.answers: list[Answer] = []
@@ -112,7 +116,8 @@ class Events:
         self.submitted = submitted
         self.pieces: list[Piece] = []
         self.n_unfinished = 0
-        self.waiting: list[tuple[asyncio.AbstractEventLoop, asyncio.Future[None]] | threading.Event] = []
+        self.waiting: list[_Waiting] = []
+        self.waiting_for_end: list[_Waiting] = []
 
 
 def _wake(futures: list[asyncio.Future[None]]) -> None:
@@ -126,6 +131,9 @@ def wake(events: Iterable[Events]) -> None:
     loops: dict[asyncio.AbstractEventLoop, list[asyncio.Future[None]]] = {}
     for each in events:
         waiting, each.waiting = each.waiting, []
+        if not each.n_unfinished:
+            waiting += each.waiting_for_end
+            each.waiting_for_end = []
         for who in waiting:
             if isinstance(who, threading.Event):
                 who.set()
@@ -231,33 +239,23 @@ class Completion:
             if self.done and at == len(pieces):
                 self._raise()
                 return
-            self._wait_for(at, None)
+            event = threading.Event()
+            self._events.waiting.append(event)
+            if at == len(pieces) and not self.done:
+                event.wait()
 
     def result(self, timeout: float | None = None) -> Self:
         """Wait for the end, and return this completion.
 
         Raises TimeoutError after ``timeout`` seconds, and what an answer has failed with.
         """
-        if timeout is None:
-            while not self.done:
-                self._wait_for(len(self._events.pieces), None)
-        else:
-            from time import monotonic
-
-            end = monotonic() + timeout
-            while not self.done:
-                if not self._wait_for(len(self._events.pieces), end - monotonic()):
-                    raise TimeoutError(f"the completion is not there after {timeout} s; it goes on")
+        event = threading.Event()
+        self._events.waiting_for_end.append(event)
+        if not self.done and not event.wait(timeout) and not self.done:
+            self._events.waiting_for_end.remove(event)
+            raise TimeoutError(f"the completion is not there after {timeout} s; it goes on")
         self._raise()
         return self
-
-    def _wait_for(self, at: int, timeout: float | None) -> bool:
-        events = self._events
-        event = threading.Event()
-        events.waiting.append(event)
-        if at < len(events.pieces) or not events.n_unfinished:
-            return True
-        return event.wait(timeout)
 
     async def __aiter__(self) -> AsyncIterator[Piece]:
         at = 0
@@ -269,32 +267,34 @@ class Completion:
             if self.done and at == len(pieces):
                 self._raise()
                 return
-            await self._wait_for_async(at)
+            future = _future(self._events.waiting)
+            if at == len(pieces) and not self.done:
+                await future
 
     def __await__(self) -> Generator[Any, None, Self]:
         return self._result_async().__await__()
 
     async def _result_async(self) -> Self:
-        while not self.done:
-            await self._wait_for_async(len(self._events.pieces))
+        future = _future(self._events.waiting_for_end)
+        if not self.done:
+            await future
         self._raise()
         return self
-
-    async def _wait_for_async(self, at: int) -> None:
-        import asyncio
-
-        events = self._events
-        loop = asyncio.get_running_loop()
-        future: asyncio.Future[None] = loop.create_future()
-        events.waiting.append((loop, future))
-        if at < len(events.pieces) or not events.n_unfinished:
-            return
-        await future
 
     def _raise(self) -> None:
         for answer in self.answers:
             if answer.error is not None:
                 raise answer.error
+
+
+def _future(waiting: list[_Waiting]) -> asyncio.Future[None]:
+    """Return a future that is in a list of those who wait."""
+    import asyncio
+
+    loop = asyncio.get_running_loop()
+    future: asyncio.Future[None] = loop.create_future()
+    waiting.append((loop, future))
+    return future
 
 
 def _between(begin: float | None, end: float | None) -> float | None:

@@ -315,14 +315,18 @@ class Loop:
         request.sampler.close()
         self._tell(answer, text)
         answer.events.n_unfinished -= 1
+        self._woken[answer.events] = None
 
     def _tell(self, answer: Answer, text: str) -> None:
         begin, answer.n_told = answer.n_told, len(answer.request.tokens)
         answer.text += text
         events: Events = answer.events
-        events.pieces.append(
-            Piece(text, answer.request.tokens[begin:], answer.logprobs[begin:], answer.index, answer.finish_reason)
+        # Tuples of numbers cost the garbage collector nothing.
+        tokens, logprobs = (
+            tuple(answer.request.tokens[begin:]),
+            tuple(answer.logprobs[begin:]) if answer.logprobs else (),
         )
+        events.pieces.append(Piece(text, tokens, logprobs, answer.index, answer.finish_reason))
         if events.waiting:
             self._woken[events] = None
 

@@ -99,7 +99,8 @@ class Scheduler:
         self._running: dict[Request, _Run] = {}  # by their sequences
         self._suspects: list[Request] = []  # one of which has made a decode fail, maybe
         self._operations: list[Operation] = []  # that the next plan begins with
-        self._plan: Plan | None = None
+        self._plan: Plan | None = None  # under way
+        self._ended: list[Request] = []  # while it is
 
     @property
     def n_waiting(self) -> int:
@@ -132,6 +133,8 @@ class Scheduler:
                 request.prompt = ()
             elif self._plan is None:
                 self._release(request)
+            else:
+                self._ended.append(request)
 
     def plan(self) -> Plan | None:
         """Return the next step, or None where there is nothing to compute."""
@@ -166,7 +169,7 @@ class Scheduler:
 
         Returns the requests with their new tokens, without those that end a text. A request without any has failed.
         """
-        plan, self._plan = self._plan, None
+        plan = self._plan
         if plan is None:
             return []
         new: list[tuple[Request, Sequence[int]]] = []
@@ -199,7 +202,8 @@ class Scheduler:
                 self.finish(request, FinishReason.LENGTH)
         if self._suspects and plan.rows[0].request is self._suspects[0]:
             del self._suspects[0]
-        self._release_finished()
+        self._plan = None
+        self._release_ended()
         return new
 
     def restore(self, lengths: Sequence[int]) -> None:
@@ -218,7 +222,7 @@ class Scheduler:
         for seq, length in enumerate(lengths):
             if self._slots.n_computed(seq) > length:
                 self._slots.keep(seq, length)
-        self._release_finished()
+        self._release_ended()
 
     def suspect(self, requests: Sequence[Request]) -> None:
         """Compute each of these requests alone in its next step, to see which one makes it fail."""
@@ -237,9 +241,10 @@ class Scheduler:
                 rows.append(Rows(run.request, run.seq, run.todo[:n], pos, n == len(run.todo), most))
         return rows
 
-    def _release_finished(self) -> None:
-        for request in [request for request in self._running if request.finish_reason is not None]:
+    def _release_ended(self) -> None:
+        for request in self._ended:
             self._release(request)
+        self._ended.clear()
 
     def _release(self, request: Request) -> None:
         run = self._running.pop(request, None)
