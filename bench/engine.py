@@ -11,6 +11,9 @@ Every sample is a fresh process that loads the model and warms up. The sections:
   prompt cache on, streaming.
 - busy: tokens a second of 1 and 8 streams beside a Python thread that computes without pause, to those beside a process.
 - long_prompt: seven streams while a prompt of 4,000 tokens comes in: the median time between their tokens, to that before.
+- lookup: tokens a second of one stream with prompt lookup, to those without: on a text that is to be repeated, where it is
+  also compared with what llama-batched-bench decodes at as many sequences as a guess has rows over what it decodes at one;
+  and on a story.
 - overhead: microseconds of Python for each token of 64 requests, with a runner that computes nothing, and 0 and 10,000
   others in the queue; and those of a look-up among 1 and 256 texts of 4,000 tokens.
 
@@ -144,6 +147,30 @@ def long_prompt(file: str, threads: int) -> dict[str, float]:
     }
 
 
+TEXT = """The harbour of the old town lies between two hills, and every morning the fishing boats come back with the tide.
+In the market hall women sell bread, onions and smoked fish, while children run between the stalls. An old clock above the
+gate has shown ten past four for as long as anyone remembers, and nobody thinks of repairing it. When the rain comes from
+the west, the streets smell of salt and tar, and the lamps are lit early.
+"""
+
+
+def lookup(file: str, threads: int, task: str, on: int) -> dict[str, float]:
+    """Return the tokens a second of a text that repeats its prompt, or of a story, and the rows of its steps."""
+    import offgrid_llama as og
+
+    again = "The same text again:\n"
+    prompt = f"Text:\n{TEXT}\n{again}{TEXT}\n{again}" if task == "repeat" else "Once upon a time there was"
+    with og.Engine(file, n_seq_max=1, n_ctx=1024, n_threads=threads) as engine:
+        sampling = endless(engine.model)
+        engine.generate(prompt, max_tokens=24, sampling=sampling, lookup=bool(on))  # it learns what rows cost
+        speeds = []
+        for _ in range(3):
+            completion = engine.generate(prompt, max_tokens=100, sampling=sampling, lookup=bool(on))
+            speeds.append(99 / (completion.timings.decode or 1.0))
+        request = completion.answers[0].request
+        return {"speed": statistics.median(speeds), "rows": 1 + request.n_guessed / (99 - request.n_right)}
+
+
 def overhead() -> dict[str, float]:
     """Return what the engine's Python takes for each token, and for a look-up."""
     from offgrid_llama.engine.completion import Answer, Events
@@ -208,6 +235,7 @@ def overhead() -> dict[str, float]:
 
 CHILDREN: dict[str, Callable[..., Any]] = {
     "streams": streams, "first_token": first_token, "busy": busy, "long_prompt": long_prompt,
+    "lookup": lookup,
 }  # fmt: skip
 
 
@@ -361,6 +389,21 @@ def figures(sides: Sides, file: Path) -> Iterator[Figure]:
     for n in (1, 8):
         both = {f"beside a {where}": ours("busy", n, where) for where in ("thread", "process")}
         yield Figure("busy", str(n), both, 0.85)
+    for task, limit in (("repeat", 1.5 if "gemma" in file.name else 1.0), ("story", 0.97)):
+        both = {"with lookup": ours("lookup", task, 1), "without": ours("lookup", task, 0)}
+        yield Figure("lookup", task, both, limit, key="speed")
+
+    rows: list[int] = []
+
+    def gain() -> float:
+        guessed = ours("lookup", "repeat", 1)()
+        rows.append(max(2, round(guessed["rows"])))
+        return float(guessed["speed"] / ours("lookup", "repeat", 0)()["speed"])
+
+    def ceiling() -> float:
+        return sides.batched_bench(file, rows[-1] if rows else 8) / sides.batched_bench(file, 1)
+
+    yield Figure("lookup", "gain, to its ceiling", {OURS: gain, "llama-batched-bench": ceiling}, 0.75)
     yield Figure(
         "long_prompt",
         "time between tokens, to the normal one",

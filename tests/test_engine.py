@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -231,6 +232,56 @@ def test_eight_that_arrive_together_compute_their_prefix_once(letters: og.Model)
         assert computed == len(system) + 8
 
 
+class Prophet:
+    """Guesses what will come, with errors now and then."""
+
+    said: ClassVar[dict[tuple[int, ...], list[int]]] = {}
+
+    def __init__(self, tokens: list[int]) -> None:
+        self.future = self.said.get(tuple(tokens), [])
+        self.rng = random.Random(len(self.future))
+        self.at = 0
+
+    def follow(self, tokens: list[int]) -> None:
+        self.at += len(tokens)
+
+    def guess(self, _costs: object, _rows: int, room: int) -> list[int]:
+        guess = self.future[self.at : self.at + self.rng.randint(0, max(room, 0))]
+        if guess and self.rng.random() < 0.5:
+            guess[self.rng.randrange(len(guess))] = 60
+        return guess
+
+
+def test_guesses_change_nothing(letters: og.Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tokens that were guessed right are taken several at a time; the text, its logprobs and its end are the same."""
+    monkeypatch.setattr("offgrid_llama.engine.engine.Lookup", Prophet)
+    with make(letters) as engine:
+        completions = []
+        for seed in range(24):
+            sampling = og.SamplingParams(seed=seed, temperature=0.5, repeat_penalty=1.1, repeat_last_n=4)
+            if seed % 3:
+                sampling = replace(sampling, logit_bias={EOS: -math.inf})
+            prompt = [7 + seed, *range(20, 30)]
+            tokens, reason = alone(letters, prompt, 60, sampling)
+            Prophet.said[tuple(prompt)] = [*tokens, EOS]
+            plain = engine.generate(prompt, max_tokens=60, sampling=sampling, lookup=False, logprobs=1)
+            completions.append((engine.submit(prompt, max_tokens=60, sampling=sampling, logprobs=1), plain))
+            assert (plain.tokens, plain.finish_reason) == (tokens, reason)
+        for guessed, plain in completions:
+            guessed.result()
+            assert (guessed.tokens, guessed.finish_reason, guessed.text) == (
+                plain.tokens,
+                plain.finish_reason,
+                plain.text,
+            )
+            ours, theirs = ([logprob for logprob, _ in each.logprobs] for each in (guessed, plain))
+            assert ours == pytest.approx(theirs, abs=1e-3)
+        stats = engine.stats()
+        assert stats.guessed_tokens > stats.guessed_tokens_right > 500
+        settle(engine)
+        idle(engine)
+
+
 # Any schedule -----------------------------------------------------------------------------------------------------------
 
 
@@ -247,6 +298,13 @@ class Schedule:
         self.said: list[tuple[list[int], int, og.SamplingParams, og.Completion]] = []
         self.cancelled: set[Completion] = set()
 
+    def say(self, prompt: list[int], params: og.SamplingParams) -> tuple[list[int], str]:
+        """Return what a prompt gives alone."""
+        key = (tuple(prompt), params.temperature, params.seed)
+        if key not in self.cache:
+            self.cache[key] = alone(self.model, prompt, 20, params)
+        return self.cache[key]
+
     def disturb(self, chance: float) -> None:
         rng = self.rng
         while rng.random() < chance:
@@ -256,6 +314,8 @@ class Schedule:
                 prompt = [*before[0], *before[3].tokens, 9][:100]
             seed = rng.randrange(3)
             params = og.SamplingParams(temperature=0) if seed == 0 else og.SamplingParams(seed=seed)
+            if rng.random() < 0.3:  # something to guess from
+                prompt = [*prompt, *self.say(prompt, params)[0], *prompt][:120]
             max_tokens = rng.randint(1, 20)
             completion = self.engine.submit(prompt, max_tokens=max_tokens, sampling=params, priority=rng.randint(0, 1))
             self.said.append((prompt, max_tokens, params, completion))
@@ -275,10 +335,7 @@ class Schedule:
         turns(self.engine)
         idle(self.engine)
         for prompt, max_tokens, params, completion in self.said:
-            key = (tuple(prompt), params.temperature, params.seed)
-            if key not in self.cache:
-                self.cache[key] = alone(self.model, prompt, 20, params)
-            tokens, reason = self.cache[key]
+            tokens, reason = self.say(prompt, params)
             if completion in self.cancelled and completion.finish_reason is FinishReason.CANCELLED:
                 assert completion.tokens == tokens[: len(completion.tokens)]
             else:

@@ -14,6 +14,11 @@ typedef struct og_cancel {
 } og_cancel;
 bool og_should_abort(void * user_data);
 
+// End the threads that OpenMP keeps for the calling thread; its next decode starts new ones, in some 50 us. libgomp counts all
+// that there are in the process, and where these are more than CPUs, every barrier of every decode is a system call: less
+// than half the speed.
+void og_release_threads(void);
+
 // Index of the largest of n floats, the first of equals; -1 when n is 0 or all are NaN or -inf.
 int32_t og_argmax(const float * values, int32_t n);
 

@@ -34,6 +34,10 @@
 #include <utility>
 #include <vector>
 
+#ifdef _OPENMP
+#include <omp.h>
+#endif
+
 // Python; cffi defines them below
 static bool og_on_poll(void);
 static void og_on_log(enum ggml_log_level level, const char * text, void * user_data);
@@ -136,6 +140,12 @@ static bool og_should_abort(void * user_data) noexcept {
     }
     cancel->next_poll_ms = now + SIGNAL_POLL_MS;
     return og_on_poll();
+}
+
+static void og_release_threads(void) noexcept {
+#if defined(_OPENMP) && _OPENMP >= 201811
+    omp_pause_resource_all(omp_pause_soft);
+#endif
 }
 
 static void og_batch_put(

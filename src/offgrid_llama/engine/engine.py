@@ -19,6 +19,7 @@ from ..model import Model
 from ..sampling_params import SamplingParams
 from ..text import TextStream
 from .completion import Answer, Completion, Events, Piece
+from .guessing import Lookup
 from .loop import EngineStats, Loop
 from .request import Request
 from .runner import Runner
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
 __all__ = ["Engine"]
 
 DEFAULT_N_CTX_SEQ = 4096
+N_GUESSED = 16
+"""Most tokens that are guessed in a step, of all requests; the rows of logits for them are reserved."""
 
 
 class Engine:
@@ -75,7 +78,9 @@ class Engine:
         try:
             if n_ctx is None:
                 n_ctx = n_seq_max * min(self.model.n_ctx_train or DEFAULT_N_CTX_SEQ, DEFAULT_N_CTX_SEQ)
-            runner = Runner(self.model, n_ctx=n_ctx, n_seq_max=n_seq_max, n_batch=n_batch, options=context)
+            runner = Runner(
+                self.model, n_ctx=n_ctx, n_seq_max=n_seq_max, n_batch=n_batch, n_guessed=N_GUESSED, options=context
+            )
         except BaseException:
             if self._own:
                 self.model.close()
@@ -84,6 +89,7 @@ class Engine:
         self._loop = Loop(
             f"Engine of {self.model._handle.name}", runner, n_seq_max=n_seq_max, n_batch=n_batch,
             n_ctx_seq=self.n_ctx_seq, eog=self.model.vocab.eog_tokens, max_queue=max_queue,
+            n_guessed=N_GUESSED if runner.can_guess else 0,
         )  # fmt: skip
         self._loop.start()
         self._finalizer = weakref.finalize(self, _finalize, self._loop, self.model if self._own else None)
@@ -104,6 +110,7 @@ class Engine:
         grammar: Grammar | None = None,
         stop: str | Iterable[str] = (),
         logprobs: int | None = None,
+        lookup: bool = True,
         parse_special: bool = False,
     ) -> Completion:
         """Queue a prompt to be completed, and return its Completion at once. From any thread.
@@ -120,6 +127,8 @@ class Engine:
             stop: strings that end the text; they are not part of it.
             logprobs: for each token tell its own logprob and so many of the most probable ones: what the model gave, before
                 biases, penalties and temperature.
+            lookup: guess the next tokens by what has followed the same ones before, in the prompt or the answer, and check
+                several in one step, where that pays. The answer is the same, but for the rounding of larger batches.
             parse_special: read ``<|im_start|>`` and the like in a prompt of text as control tokens, as a rendered chat
                 template needs.
 
@@ -152,6 +161,7 @@ class Engine:
                 each = params if params.seed is None else replace(params, seed=(params.seed + index) % 2**32)
                 samplers.append(self._sampler(each, logprobs))
                 request = Request(tokens, max_tokens, number("priority", priority, -(2**31)), samplers[-1])
+                request.guesser = Lookup(tokens) if lookup else None
                 request.answer = Answer(index, samplers[-1].seed, request, TextStream(stops), events)
                 events.answers.append(request.answer)
             events.n_unfinished = n

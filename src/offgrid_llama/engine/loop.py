@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from ..errors import Aborted, ClosedError, DecodeError, NativeError, QueueFullError
 from .completion import Answer, Events, Piece, wake
+from .guessing import Costs
 from .pace import Pace
 from .request import FinishReason, Request
 from .scheduler import Plan, Scheduler
@@ -39,6 +40,7 @@ class Runs(Protocol):
     def lengths(self) -> list[int]: ...
     def interrupt(self, on: bool = True) -> None: ...
     def abort(self) -> None: ...
+    def rest(self) -> None: ...
     def close(self) -> None: ...
 
 
@@ -54,6 +56,7 @@ class EngineStats:
             computed before. generated_tokens: of all requests.
         finished: how many requests have ended, by reason.
         n_steps: steps. step_seconds: time that they have taken together. last_step_seconds: of the last one.
+        guessed_tokens: tokens that were guessed and checked. guessed_tokens_right: of these, those that were right.
         n_failed_steps: decodes that have failed or were cancelled, after which everything went on.
     """
 
@@ -69,6 +72,8 @@ class EngineStats:
     n_steps: int
     step_seconds: float
     last_step_seconds: float
+    guessed_tokens: int
+    guessed_tokens_right: int
     n_failed_steps: int
 
     @property
@@ -86,6 +91,7 @@ class Loop:
         n_seq_max, n_batch, n_ctx_seq: of its context.
         eog: the tokens that end a text.
         max_queue: most requests that wait.
+        n_guessed: most tokens that are guessed in a step.
     """
 
     def __init__(
@@ -98,14 +104,17 @@ class Loop:
         n_ctx_seq: int,
         eog: Collection[int],
         max_queue: int,
+        n_guessed: int = 0,
     ) -> None:
         self.name = name
         self._runner = runner
         self._slots = Slots(n_seq_max)
         self._pace = Pace(n_batch)
+        self._costs = Costs()
         self._scheduler = Scheduler(
-            self._slots, n_batch=n_batch, n_ctx_seq=n_ctx_seq, eog=eog, prompt_budget=self._pace.prompt_budget
-        )
+            self._slots, n_batch=n_batch, n_ctx_seq=n_ctx_seq, eog=eog, prompt_budget=self._pace.prompt_budget,
+            costs=self._costs, n_guessed=n_guessed,
+        )  # fmt: skip
         self._max_queue = max_queue
         self._inbox: SimpleQueue[tuple[str, Sequence[Request]]] = SimpleQueue()
         self._lock = threading.Lock()  # for the two below
@@ -117,6 +126,7 @@ class Loop:
         self._woken: dict[Events, None] = {}
         self._finished: Counter[str] = Counter()
         self._prompt_tokens = self._prompt_tokens_cached = self._generated_tokens = 0
+        self._guessed_tokens = self._guessed_tokens_right = 0
         self._n_steps = self._n_failed_steps = 0
         self._step_seconds = self._last_step_seconds = 0.0
         self._thread = threading.Thread(target=self._run, name=f"offgrid_llama {name}", daemon=True)
@@ -182,7 +192,8 @@ class Loop:
             cached_tokens=slots.n_cached_tokens, prompt_tokens=self._prompt_tokens,
             prompt_tokens_cached=self._prompt_tokens_cached, generated_tokens=self._generated_tokens,
             finished=dict(self._finished), n_steps=self._n_steps, step_seconds=self._step_seconds,
-            last_step_seconds=self._last_step_seconds, n_failed_steps=self._n_failed_steps,
+            last_step_seconds=self._last_step_seconds, guessed_tokens=self._guessed_tokens,
+            guessed_tokens_right=self._guessed_tokens_right, n_failed_steps=self._n_failed_steps,
         )  # fmt: skip
 
     # In its own thread ------------------------------------------------------------------------------------------------
@@ -194,6 +205,8 @@ class Loop:
                 if self._stopping or (self._draining and not stepped):
                     break
                 if not stepped:
+                    if self._inbox.empty():
+                        self._runner.rest()
                     self._receive(*self._inbox.get())
         except BaseException as error:
             if not isinstance(error, ClosedError):
@@ -225,7 +238,10 @@ class Loop:
             self._n_steps += runner.n_steps
             self._last_step_seconds = runner.seconds
             self._step_seconds += runner.seconds * runner.n_steps
-            self._pace.observe(plan.n_generating, plan.n_prompt, runner.seconds)
+            if not plan.n_guessed:
+                self._pace.observe(plan.n_generating, plan.n_prompt, runner.seconds)
+            if not plan.n_prompt:
+                self._costs.observe(plan.n_generating + plan.n_guessed, runner.seconds)
             self._give(sampled)
         self._plan = None
         self._flush()
@@ -312,6 +328,8 @@ class Loop:
         answer.stop, answer.error, answer.finish_reason = answer.stream.stopped, error, request.finish_reason
         answer.finished = perf_counter()
         self._finished[answer.finish_reason.value] += 1
+        self._guessed_tokens += request.n_guessed
+        self._guessed_tokens_right += request.n_right
         request.sampler.close()
         self._tell(answer, text)
         answer.events.n_unfinished -= 1

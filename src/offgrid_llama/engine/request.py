@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
 
+from .guessing import Lookup
+
 __all__ = ["FinishReason", "Request"]
 
 
@@ -31,19 +33,24 @@ class Request:
         max_tokens: most tokens to generate.
         priority: requests of a larger one begin first, those of the same one in the order in which they came.
         sampler: how its tokens are chosen; only the runner looks at it.
+        guesser: guesses its next tokens; None where nothing is guessed.
         answer: who gets the text; only the engine looks at it.
         tokens: token ids generated so far, without the one that ends the text.
         finish_reason: None while it waits or runs.
         seq: its sequence id while it runs.
         n_cached: how many tokens of the prompt were computed already when it began.
+        n_guessed, n_right: how many tokens were guessed and checked, and how many of them were right.
     """
 
     prompt: Sequence[int]
     max_tokens: int
     priority: int = 0
     sampler: Any = None
+    guesser: Lookup | None = None
     answer: Any = None
     tokens: list[int] = field(default_factory=list)
     finish_reason: FinishReason | None = None
     seq: int | None = None
     n_cached: int = 0
+    n_guessed: int = 0
+    n_right: int = 0

@@ -31,18 +31,28 @@ class Runner:
     Args:
         model: the Model.
         n_ctx, n_seq_max, n_batch: see Context; micro-batches are whole batches.
+        n_guessed: most tokens that are guessed in a step.
         options: further arguments of Context.
 
     Attributes:
+        can_guess: whether memory can forget a token that was guessed wrong.
         seconds: how long the last step has taken, without waiting for the GIL.
         n_steps: how many steps the last call has made.
     """
 
-    def __init__(self, model: Model, *, n_ctx: int, n_seq_max: int, n_batch: int, options: dict[str, Any]) -> None:
+    def __init__(
+        self, model: Model, *, n_ctx: int, n_seq_max: int, n_batch: int, n_guessed: int, options: dict[str, Any]
+    ) -> None:
         self.context = Context(
-            model, **{"n_outputs_max": n_seq_max, **options}, n_ctx=n_ctx, n_seq_max=n_seq_max, n_batch=n_batch,
+            model, **{"n_outputs_max": n_seq_max + n_guessed, **options}, n_ctx=n_ctx, n_seq_max=n_seq_max, n_batch=n_batch,
             n_ubatch=n_batch,
         )  # fmt: skip
+        self.can_guess = (
+            model.has_decoder
+            and not model.is_recurrent
+            and not model.is_hybrid
+            and (not model.n_swa or self.context.params.swa_full)
+        )
         self._step = Step(self.context, n_groups=n_seq_max)
         self._gil_seconds = 0.0  # waited after a call, lately
         self.seconds = 0.0
@@ -65,9 +75,9 @@ class Runner:
         for rows in plan.rows:
             step.add(rows.tokens, rows.pos, rows.seq)
             if rows.sample:
-                step.sample(rows.request.sampler, room=rows.room)
+                step.sample(rows.request.sampler, n_guessed=rows.n_guessed, room=rows.room)
                 self._requests.append(rows.request)
-        several = self._gil_seconds > CONTENDED and plan.n_generating == len(plan.rows)
+        several = self._gil_seconds > CONTENDED and plan.n_generating == len(plan.rows) and not plan.n_guessed
         self.n_steps = 0
         sampled = step.run(step.width if several else 1, TOGETHER)
         self.n_steps = step.n_done
@@ -92,6 +102,11 @@ class Runner:
         """Let ``run`` raise Aborted within the step that is under way; from any thread."""
         with suppress(ClosedError):
             self.context.cancel()
+
+    def rest(self) -> None:
+        """Let go of what only a thread that is at work needs: idle threads of OpenMP slow down those of other contexts."""
+        with suppress(ClosedError):
+            self.context.release_threads()
 
     def close(self) -> None:
         """Free the context."""

@@ -11,6 +11,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from itertools import count
 from typing import NamedTuple
 
+from .guessing import Costs
 from .request import FinishReason, Request
 from .slots import Keep, Operation, Slots, Taken, Wait
 
@@ -27,6 +28,7 @@ class Rows(NamedTuple):
         pos: the position of the first.
         sample: whether the next tokens are sampled from the last of them.
         room: how many tokens may be sampled.
+        n_guessed: how many of the last tokens are guesses of what is sampled from the rows before them.
     """
 
     request: Request
@@ -35,6 +37,7 @@ class Rows(NamedTuple):
     pos: int
     sample: bool
     room: int
+    n_guessed: int = 0
 
 
 class Plan(NamedTuple):
@@ -42,7 +45,8 @@ class Plan(NamedTuple):
 
     Attributes:
         admitted: the requests that have a slot now, and had none before.
-        n_generating: how many of the rows are of requests that generate: one token each.
+        n_generating: how many of the rows are of requests that generate: one token each, and guesses.
+        n_guessed: how many guesses there are.
         n_prompt: how many tokens of prompts there are.
     """
 
@@ -50,6 +54,7 @@ class Plan(NamedTuple):
     rows: list[Rows]
     admitted: list[Request]
     n_generating: int
+    n_guessed: int
     n_prompt: int
 
 
@@ -76,6 +81,8 @@ class Scheduler:
         n_batch: most tokens of a step; more than there are slots.
         n_ctx_seq: most tokens of a sequence.
         eog: the tokens that end the text.
+        costs: what rows cost, for guesses.
+        n_guessed: most tokens that are guessed in a step.
         prompt_budget: most tokens of prompts in a step in which so many requests generate; not 0 where none does.
     """
 
@@ -87,12 +94,16 @@ class Scheduler:
         n_ctx_seq: int,
         eog: Collection[int],
         prompt_budget: Callable[[int], int] | None = None,
+        costs: Costs | None = None,
+        n_guessed: int = 0,
     ) -> None:
         self._slots = slots
         self._n_batch = n_batch
         self._n_ctx_seq = n_ctx_seq
         self._eog = frozenset(eog)
         self._prompt_budget = prompt_budget or (lambda n_generating: n_batch)
+        self._costs = costs or Costs()
+        self._n_guessed = n_guessed
         self._waiting: list[tuple[int, int, Request]] = []  # a heap
         self._n_waiting = 0
         self._number = count()
@@ -152,7 +163,9 @@ class Scheduler:
             else:
                 prompts.append(run)
         n_generating = len(rows)
-        n_prompt = 0
+        n_guessed = n_prompt = 0
+        if not prompts and not self._suspects and self._n_guessed:
+            n_guessed = self._guess(rows)
         if prompts:
             rows += self._share(prompts, min(self._n_batch - n_generating, self._prompt_budget(n_generating)))
             n_prompt = sum(len(row.tokens) for row in rows) - n_generating
@@ -161,7 +174,7 @@ class Scheduler:
         if not rows:
             self._operations = operations
             return None
-        self._plan = Plan(operations, rows, admitted, n_generating, n_prompt)
+        self._plan = Plan(operations, rows, admitted, n_generating, n_guessed, n_prompt)
         return self._plan
 
     def apply(self, sampled: Mapping[Request, Sequence[int]]) -> list[tuple[Request, Sequence[int]]]:
@@ -174,7 +187,7 @@ class Scheduler:
             return []
         new: list[tuple[Request, Sequence[int]]] = []
         slots, eog = self._slots, self._eog
-        for request, seq, computed, _, sample, room in plan.rows:
+        for request, seq, computed, _, sample, room, n_guessed in plan.rows:
             run = self._running[request]
             if not sample:
                 slots.advance(seq, len(computed))
@@ -182,10 +195,14 @@ class Scheduler:
                 continue
             tokens = sampled.get(request, ())
             n = len(tokens)
-            slots.advance(seq, len(computed) + max(n - 1, 0))
+            slots.advance(seq, len(computed) - n_guessed + max(n - 1, 0))
             if not n:
                 self.finish(request, FinishReason.ERROR)
                 continue
+            if request.guesser is not None:
+                request.guesser.follow(tokens)
+                request.n_guessed += n_guessed
+                request.n_right += min(n - 1, n_guessed)
             last = tokens[-1]
             if last in eog:
                 tokens = tokens[:-1]
@@ -205,6 +222,19 @@ class Scheduler:
         self._plan = None
         self._release_ended()
         return new
+
+    def _guess(self, rows: list[Rows]) -> int:
+        """Add to the rows of requests that generate what follows them, as far as it pays; return how many tokens."""
+        total = 0
+        for i, row in enumerate(rows):
+            guesser = row.request.guesser
+            if guesser is not None:
+                n_rows = len(rows) + total
+                room = min(self._n_guessed - total, self._n_batch - n_rows, row.room - 1)
+                if guessed := guesser.guess(self._costs, n_rows, room):
+                    total += len(guessed)
+                    rows[i] = row._replace(tokens=[*row.tokens, *guessed], n_guessed=len(guessed))
+        return total
 
     def restore(self, lengths: Sequence[int]) -> None:
         """Take that the step of the last plan has not ended: each sequence has so many tokens in memory now.

@@ -1,0 +1,70 @@
+"""Guessing: what is guessed is what followed before, as far as that pays by the costs seen and by how often it was right."""
+
+from __future__ import annotations
+
+import random
+
+from offgrid_llama.engine.guessing import MOST, Costs, Lookup
+
+FREE, DEAR = Costs(), Costs()
+for rows in range(1, 40):
+    FREE.observe(rows, 1.0)
+    DEAR.observe(rows, float(rows))
+
+
+def test_what_followed_before() -> None:
+    """After three tokens that were there before comes what came then, more of it the longer that was right."""
+    text = list(range(100, 140))
+    lookup = Lookup([*text, 1, 2])
+    assert lookup.guess(FREE, 1, MOST) == []
+    lookup.follow(text[:2])
+    assert lookup.guess(FREE, 1, MOST) == []
+    lookup.follow(text[2:3])
+    first = lookup.guess(FREE, 1, MOST)
+    assert first == text[3 : 3 + len(first)]
+    lookup.follow(text[3:13])
+    assert lookup.guess(FREE, 1, MOST) == text[13 : 13 + MOST]
+    assert lookup.guess(FREE, 1, 5) == text[13:18]
+    assert lookup.guess(FREE, 1, 0) == []
+    lookup.follow([9])  # not what was expected
+    assert lookup.guess(FREE, 1, MOST) == []
+
+
+def test_a_guess_has_its_price() -> None:
+    """Nothing is guessed where a row more costs as much as a step."""
+    text = list(range(100, 140))
+    lookup = Lookup([*text, *text[:20]])
+    lookup.follow(text[20:24])
+    assert lookup.guess(FREE, 1, MOST)
+    assert lookup.guess(DEAR, 1, MOST) == []
+
+
+def test_a_text_that_never_repeats_itself_right() -> None:
+    """Where guesses turn out wrong there are no more of them; that is seen without using them, and unseen again."""
+    rng = random.Random(2)
+    lookup = Lookup([])
+    guessed = 0
+    for _ in range(300):  # the same three tokens, and then another one each time
+        lookup.follow([1, 2, 3])
+        guessed += len(lookup.guess(Costs(), 1, MOST))
+        lookup.follow([rng.randrange(10, 1000)])
+    assert guessed < 20
+    for _ in range(60):
+        lookup.follow([1, 2, 3])
+        some = lookup.guess(Costs(), 1, MOST)
+        lookup.follow([4, 5, 6, 7, 8, 9])
+    assert some[:3] == [4, 5, 6]
+
+
+def test_costs() -> None:
+    """What was seen counts; what was not, or long ago, is taken to be worth a try."""
+    costs = Costs()
+    assert costs.slowdown(1, 4) == 3
+    for _ in range(30):
+        costs.observe(1, 1.0)
+        costs.observe(5, 9.0)
+    assert 8 < costs.slowdown(1, 4) <= 9
+    assert costs.slowdown(1, 3) == 2.5
+    for _ in range(600):
+        costs.observe(1, 1.0)
+    assert costs.slowdown(1, 4) == 3
