@@ -7,6 +7,7 @@ import threading
 from collections import Counter
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from twin import N_VOCAB
 
 import offgrid_llama as og
 from offgrid_llama._capi import ffi, lib
+from offgrid_llama.fast_sampling import sampler_for
 
 Array = npt.NDArray[Any]
 INF = math.inf
@@ -332,3 +334,34 @@ def test_errors(tiny: og.Model, context: og.Context, smollm2: og.Model) -> None:
         pass
     with pytest.raises(og.ClosedError):
         sampler.sample(closed, 0)
+
+
+@pytest.mark.parametrize(
+    "given", [{"temperature": 0}, {"seed": 4}, {"seed": 4, "mirostat": 2}, {"seed": 4, "repeat_penalty": 1.5}]
+)
+def test_logits_of_ones_own(given: dict[str, Any], context: og.Context) -> None:
+    """From an array is chosen what is chosen from the row that it is a copy of, and it stays as it is."""
+    vocab = context.model.vocab
+    logits = context.logits(0).copy()
+    before = logits.copy()
+    with closing(sampler_for(params(**given), vocab)) as one:
+        from_row = [one.sample(context, 0) for _ in range(20)]
+        one.reset()
+        assert [one.choose(logits) for _ in range(20)] == from_row
+        assert (logits == before).all()
+        read_only = logits.copy()
+        read_only.flags.writeable = False
+        bad_ones: list[Any] = [
+            logits.astype(np.float64),
+            np.stack([logits]),
+            np.repeat(logits, 2)[::2],
+            read_only,
+            None,
+        ]
+        if isinstance(one, og.FastSampler):  # this chain has no sampler that knows the vocabulary
+            bad_ones.append(logits[:-1])
+        for bad in bad_ones:
+            with pytest.raises(ValueError, match="logits must be"):
+                one.choose(bad)
+        with pytest.raises(og.SamplerError):
+            one.choose(np.full(N_VOCAB, -INF, np.float32))

@@ -17,10 +17,13 @@ from .perf import SamplerPerf
 from .sampling import DEFAULT_SEED, MAX_CANDIDATES, TABLE, Sampler
 
 if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
     from .context import Context
     from .vocab import Vocab
 
-__all__ = ["SamplerChain"]
+__all__ = ["SamplerChain", "row_of"]
 
 SELECTING = sorted(kind.name for kind in TABLE.values() if kind.selects)
 MAX_INFILL_CANDIDATES = 1000
@@ -155,6 +158,23 @@ class SamplerChain(Owner):
                 return int(token)
             raise self._failure(token)
 
+    def choose(self, logits: npt.NDArray[np.float32]) -> int:
+        """Choose a token for a row of logits that you have, float32[n_vocab], writable, and accept it.
+
+        Raises ValueError for another shape or dtype, and otherwise as ``sample`` does.
+        """
+        if not self._samplers or not self._samplers[-1].selects:
+            raise ValueError(f"the chain must end with one of {', '.join(SELECTING)}; it is {list(self.names)}")
+        with self._handle as chain:
+            self._refuse_poison()
+            forget_log()
+            token = int(lib.og_sample(chain, row_of(logits, self._vocab), logits.size))
+            if pending:
+                raise_pending()
+            if token >= 0:
+                return token
+            raise self._failure(token)
+
     def _timed_argmax(self, context: Context, row: int) -> int:
         begin = perf_counter()
         token = context.argmax(row)
@@ -244,6 +264,18 @@ class SamplerChain(Owner):
         if code == lib.OG_REFUSED and grammar:
             return GrammarError(f"the grammar does not allow {what}", log=recent_log())
         return SamplerError(f"the chain {self.names} selected no token", log=recent_log())
+
+
+def row_of(logits: npt.NDArray[np.float32], vocab: Vocab | None) -> Any:
+    """Return the ``float *`` of an array of logits; raise ValueError unless it is float32[n_vocab], and writable."""
+    n = None if vocab is None else vocab.n_tokens
+    shape = getattr(logits, "shape", None)
+    fits = (
+        str(getattr(logits, "dtype", "")) == "float32" and shape is not None and len(shape) == 1 and n in (None, *shape)
+    )
+    if not fits or not logits.flags.c_contiguous or not logits.flags.writeable:
+        raise ValueError(f"logits must be a writable array float32[{n or 'n_vocab'}], in one piece")
+    return ffi.from_buffer("float[]", logits, require_writable=True)
 
 
 def _made(ptr: Any) -> Any:

@@ -5,15 +5,18 @@ from __future__ import annotations
 import math
 import secrets
 import threading
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ._capi import ffi, lib
 from ._check import number, raise_caught
+from .chain import SamplerChain, row_of
 from .errors import SamplerError
 from .sampling import DEFAULT_SEED
 
 if TYPE_CHECKING:
-    from .chain import SamplerChain
+    import numpy as np
+    import numpy.typing as npt
+
     from .context import Context
     from .sampling_params import SamplingParams
     from .vocab import Vocab
@@ -120,18 +123,27 @@ class FastSampler:
         """
         if context.model.vocab._handle is not self._vocab._handle:
             raise ValueError(f"{self!r} cannot sample from {context!r}")
+        with self._lock, context._handle as ptr:
+            return self._sample(lib.llama_get_logits_ith(ptr, context._readable(row)))
+
+    def choose(self, logits: npt.NDArray[np.float32]) -> int:
+        """Choose a token for a row of logits that you have, float32[n_vocab], writable; otherwise as ``sample``.
+
+        The logits are as before afterwards. Raises ValueError for another shape or dtype, SamplerError as ``sample`` does.
+        """
         with self._lock:
-            with context._handle as ptr:
-                logits = lib.llama_get_logits_ith(ptr, context._readable(row))
-                token = int(lib.og_fast_sample(self._c, logits, self._vocab.n_tokens))
-            if token == lib.OG_THREW:
-                raise_caught()
-            if token < 0:
-                raise SamplerError("no token was selected: the logits and the biases forbid them all")
-            if self._n_logprobs is not None:
-                self.logprob = self._c.logprob
-                self.top_logprobs = self._top(0)
-            return token
+            return self._sample(row_of(logits, self._vocab))
+
+    def _sample(self, logits: Any) -> int:
+        token = int(lib.og_fast_sample(self._c, logits, self._vocab.n_tokens))
+        if token == lib.OG_THREW:
+            raise_caught()
+        if token < 0:
+            raise SamplerError("no token was selected: the logits and the biases forbid them all")
+        if self._n_logprobs is not None:
+            self.logprob = self._c.logprob
+            self.top_logprobs = self._top(0)
+        return token
 
     def _reserve(self, n_tokens: int) -> None:
         """Make room for the most probable tokens of so many that are sampled in one native call."""

@@ -12,7 +12,7 @@ from ._capi import ffi, lib
 from ._check import text_of
 from .batch import Batch
 from .chain import SamplerChain
-from .errors import GrammarError, OffgridLlamaError, SamplerError
+from .errors import GrammarError, SamplerError
 from .fast_sampling import FastSampler
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ class Sampled:
     """What a step has sampled for one group of rows.
 
     Attributes:
-        tokens: token ids; at most one, unless there were guesses or several steps. None where the caller samples.
+        tokens: token ids; at most one, unless there were guesses or several steps; none where the caller samples.
         pieces: their bytes, as ``vocab.piece`` gives them.
         logprobs: for each token its own and the most probable ones, as FastSampler tells them; empty unless asked for.
         error: why there are no more tokens.
@@ -37,7 +37,7 @@ class Sampled:
     tokens: list[int]
     pieces: list[bytes]
     logprobs: list[tuple[float, list[tuple[int, float]]]]
-    error: OffgridLlamaError | None = None
+    error: Exception | None = None
 
 
 class Step:

@@ -4,5 +4,6 @@ from .completion import Answer, Completion, Piece, Timings, Usage
 from .engine import Engine
 from .loop import EngineStats
 from .request import FinishReason
+from .runner import StepView
 
-__all__ = ["Answer", "Completion", "Engine", "EngineStats", "FinishReason", "Piece", "Timings", "Usage"]
+__all__ = ["Answer", "Completion", "Engine", "EngineStats", "FinishReason", "Piece", "StepView", "Timings", "Usage"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import warnings
 import weakref
-from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
@@ -22,14 +22,18 @@ from .completion import Answer, Completion, Events, Piece
 from .guessing import Lookup
 from .loop import EngineStats, Loop
 from .request import Request
-from .runner import Runner
+from .runner import Runner, StepView
 
 if TYPE_CHECKING:
     from types import TracebackType
 
+    import numpy as np
+    import numpy.typing as npt
     from typing_extensions import Self
 
     from ..chain import SamplerChain
+
+    LogitsProcessor = Callable[[Sequence[int], npt.NDArray[np.float32]], npt.NDArray[np.float32] | None]
 
 __all__ = ["Engine"]
 
@@ -51,6 +55,8 @@ class Engine:
             for, 4,096 at most, for each.
         n_batch: most tokens of a step; more than ``n_seq_max``.
         max_queue: most requests that wait.
+        on_step: called in the engine's thread in each step, before tokens are sampled, with the StepView of all of them:
+            whose they are, and their logits as one writable array. What it raises is logged, and harms no request.
         context: further arguments of Context, such as ``n_threads``, ``type_k`` or ``flash_attn_type``.
 
     Raises ContextError, and what Model raises for a name or path.
@@ -68,6 +74,7 @@ class Engine:
         n_ctx: int | None = None,
         n_batch: int = 512,
         max_queue: int = 10_000,
+        on_step: Callable[[StepView], object] | None = None,
         **context: Any,
     ) -> None:
         n_seq_max = number("n_seq_max", n_seq_max, 1, 256)
@@ -79,8 +86,9 @@ class Engine:
             if n_ctx is None:
                 n_ctx = n_seq_max * min(self.model.n_ctx_train or DEFAULT_N_CTX_SEQ, DEFAULT_N_CTX_SEQ)
             runner = Runner(
-                self.model, n_ctx=n_ctx, n_seq_max=n_seq_max, n_batch=n_batch, n_guessed=N_GUESSED, options=context
-            )
+                self.model, n_ctx=n_ctx, n_seq_max=n_seq_max, n_batch=n_batch, n_guessed=N_GUESSED,
+                on_step=on_step, options=context,
+            )  # fmt: skip
         except BaseException:
             if self._own:
                 self.model.close()
@@ -89,7 +97,7 @@ class Engine:
         self._loop = Loop(
             f"Engine of {self.model._handle.name}", runner, n_seq_max=n_seq_max, n_batch=n_batch,
             n_ctx_seq=self.n_ctx_seq, eog=self.model.vocab.eog_tokens, max_queue=max_queue,
-            n_guessed=N_GUESSED if runner.can_guess else 0,
+            n_guessed=N_GUESSED if runner.can_guess and on_step is None else 0,
         )  # fmt: skip
         self._loop.start()
         self._finalizer = weakref.finalize(self, _finalize, self._loop, self.model if self._own else None)
@@ -111,6 +119,7 @@ class Engine:
         stop: str | Iterable[str] = (),
         logprobs: int | None = None,
         lookup: bool = True,
+        logits_processors: Sequence[LogitsProcessor] = (),
         parse_special: bool = False,
     ) -> Completion:
         """Queue a prompt to be completed, and return its Completion at once. From any thread.
@@ -129,6 +138,9 @@ class Engine:
                 biases, penalties and temperature.
             lookup: guess the next tokens by what has followed the same ones before, in the prompt or the answer, and check
                 several in one step, where that pays. The answer is the same, but for the rounding of larger batches.
+            logits_processors: functions of (token ids so far with the prompt's, logits), called for each token one after the
+                other in the engine's thread. The logits are float32[n_vocab], to be changed in place; what a function
+                returns, unless None, stands in their place. What it raises ends this request, and no other.
             parse_special: read ``<|im_start|>`` and the like in a prompt of text as control tokens, as a rendered chat
                 template needs.
 
@@ -153,6 +165,10 @@ class Engine:
         params = _params(
             sampling, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, seed=seed, grammar=grammar
         )
+        processors = tuple(logits_processors)
+        for processor in processors:
+            if not callable(processor):
+                raise TypeError(f"logits_processors must be functions, not {type(processor).__name__}")
         stops = (stop,) if isinstance(stop, str) else tuple(stop)
         events = Events(len(tokens), submitted)
         samplers: list[FastSampler | SamplerChain] = []
@@ -161,7 +177,8 @@ class Engine:
                 each = params if params.seed is None else replace(params, seed=(params.seed + index) % 2**32)
                 samplers.append(self._sampler(each, logprobs))
                 request = Request(tokens, max_tokens, number("priority", priority, -(2**31)), samplers[-1])
-                request.guesser = Lookup(tokens) if lookup else None
+                request.processors = processors
+                request.guesser = Lookup(tokens) if lookup and not processors else None
                 request.answer = Answer(index, samplers[-1].seed, request, TextStream(stops), events)
                 events.answers.append(request.answer)
             events.n_unfinished = n

@@ -29,10 +29,11 @@ class Request:
     """One sequence to generate.
 
     Attributes:
-        prompt: its token ids; empty once it has finished.
+        prompt: its token ids.
         max_tokens: most tokens to generate.
         priority: requests of a larger one begin first, those of the same one in the order in which they came.
         sampler: how its tokens are chosen; only the runner looks at it.
+        processors: what is done to its logits before; only the runner looks at them.
         guesser: guesses its next tokens; None where nothing is guessed.
         answer: who gets the text; only the engine looks at it.
         tokens: token ids generated so far, without the one that ends the text.
@@ -46,6 +47,7 @@ class Request:
     max_tokens: int
     priority: int = 0
     sampler: Any = None
+    processors: Sequence[Any] = ()
     guesser: Lookup | None = None
     answer: Any = None
     tokens: list[int] = field(default_factory=list)

@@ -2,20 +2,30 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ..context import Context
 from ..errors import ClosedError
+from ..fast_sampling import FastSampler
 from ..step import Sampled, Step
 from .slots import Copy
 
 if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
     from ..model import Model
+    from .completion import Answer
     from .request import Request
     from .scheduler import Plan
 
-__all__ = ["Runner"]
+__all__ = ["Runner", "StepView"]
+
+_logger = logging.getLogger("offgrid_llama.engine")
 
 CONTENDED = 0.001
 """Seconds of waiting for the GIL after a step from which on some steps are made in one call: 5 ms are usual where another
@@ -25,6 +35,19 @@ TOGETHER = 0.064
 """Seconds that such a call may take."""
 
 
+@dataclass(frozen=True, slots=True)
+class StepView:
+    """What ``on_step`` gets: the logits from which the next tokens are to be sampled.
+
+    Attributes:
+        answers: the answers that get a token each.
+        logits: float32[len(answers), n_vocab], theirs alone: write to it what they are to be sampled from.
+    """
+
+    answers: list[Answer]
+    logits: npt.NDArray[np.float32]
+
+
 class Runner:
     """A context, and what the requests on it sample with.
 
@@ -32,6 +55,7 @@ class Runner:
         model: the Model.
         n_ctx, n_seq_max, n_batch: see Context; micro-batches are whole batches.
         n_guessed: most tokens that are guessed in a step.
+        on_step: called in each step before tokens are sampled.
         options: further arguments of Context.
 
     Attributes:
@@ -41,7 +65,15 @@ class Runner:
     """
 
     def __init__(
-        self, model: Model, *, n_ctx: int, n_seq_max: int, n_batch: int, n_guessed: int, options: dict[str, Any]
+        self,
+        model: Model,
+        *,
+        n_ctx: int,
+        n_seq_max: int,
+        n_batch: int,
+        n_guessed: int,
+        on_step: Callable[[StepView], object] | None,
+        options: dict[str, Any],
     ) -> None:
         self.context = Context(
             model, **{"n_outputs_max": n_seq_max + n_guessed, **options}, n_ctx=n_ctx, n_seq_max=n_seq_max, n_batch=n_batch,
@@ -54,6 +86,7 @@ class Runner:
             and (not model.n_swa or self.context.params.swa_full)
         )
         self._step = Step(self.context, n_groups=n_seq_max)
+        self._hook = on_step
         self._gil_seconds = 0.0  # waited after a call, lately
         self.seconds = 0.0
         self.n_steps = 0
@@ -72,18 +105,54 @@ class Runner:
                 raise RuntimeError(f"{memory!r} does not forget what follows position {operation.length}")
         step.clear()
         self._requests = []
+        processed: dict[Request, int] = {}
         for rows in plan.rows:
             step.add(rows.tokens, rows.pos, rows.seq)
             if rows.sample:
-                step.sample(rows.request.sampler, n_guessed=rows.n_guessed, room=rows.room)
-                self._requests.append(rows.request)
+                request = rows.request
+                by_hand = self._hook is not None or request.processors
+                row = step.sample(None if by_hand else request.sampler, n_guessed=rows.n_guessed, room=rows.room)
+                self._requests.append(request)
+                if by_hand:
+                    processed[request] = row
         several = self._gil_seconds > CONTENDED and plan.n_generating == len(plan.rows) and not plan.n_guessed
         self.n_steps = 0
         sampled = step.run(step.width if several else 1, TOGETHER)
         self.n_steps = step.n_done
         self.seconds = step.decode_seconds / step.n_done
         self._gil_seconds = 0.5 * self._gil_seconds + 0.5 * step.gil_seconds
-        return dict(zip(self._requests, sampled, strict=True))
+        found = dict(zip(self._requests, sampled, strict=True))
+        if processed:
+            found.update(self._process(processed))
+        return found
+
+    def _process(self, rows: dict[Request, int]) -> dict[Request, Sampled]:
+        """Sample from logits that Python has a say in; what is raised there is of one request."""
+        import numpy as np
+
+        logits = np.empty((len(rows), self.context.model.vocab.n_tokens), np.float32)
+        for i, row in enumerate(rows.values()):
+            logits[i] = self.context.logits(row)
+        if self._hook is not None:
+            try:
+                self._hook(StepView([request.answer for request in rows], logits))
+            except Exception:  # it is of no request
+                _logger.exception("%r: on_step", self.context)
+        return {request: self._choose(request, logits[i]) for i, request in enumerate(rows)}
+
+    def _choose(self, request: Request, logits: npt.NDArray[np.float32]) -> Sampled:
+        sampler = request.sampler
+        try:
+            for processor in request.processors:
+                changed = processor([*request.prompt, *request.tokens], logits)
+                if changed is not None:
+                    logits[:] = changed
+            token = sampler.choose(logits)
+        except Exception as error:
+            return Sampled([], [], [], error)
+        told = isinstance(sampler, FastSampler) and sampler.logprob is not None
+        logprobs = [(sampler.logprob, sampler.top_logprobs)] if told else []
+        return Sampled([token], [self.context.model.vocab.piece(token)], logprobs)
 
     def sampled(self) -> dict[Request, Sampled]:
         """Return what the steps before one that failed have sampled; nothing where there were none."""
