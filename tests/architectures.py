@@ -7,6 +7,7 @@ A model is a row of a table: its hyperparameters. Which tensors it needs, and of
 from __future__ import annotations
 
 import zlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -148,9 +149,9 @@ class Architecture:
         }
         return {"general.architecture": self.name, "tokenizer.ggml.model": "none"} | prefixed
 
-    def write(self, path: Path) -> None:
-        """Write the GGUF file."""
-        keys = self.keys()
+    def write(self, path: Path, more: Mapping[str, Value] | None = None) -> None:
+        """Write the GGUF file; ``more`` may be a tokenizer."""
+        keys = {**self.keys(), **(more or {})}
         write_gguf(path, keys, {})
         write_gguf(path, keys, {name: tensor(name, shape) for name, shape in shapes(path).items()})
 

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 from architectures import ARCHITECTURES, HEAD, N_VOCAB, Architecture
-from twin import CLOSE, EXACT, decode
+from twin import CLOSE, EXACT, LETTERS, decode
 
 import offgrid_llama as og
 
@@ -387,6 +387,51 @@ def test_what_was_cancelled(model: og.Model) -> None:
             assert there == 0
         same(decode(context, text[there : there + 6], there, 1), alone(model, text[: there + 6])[there:])
         same(decode(context, TEXT[:2], len(OTHER), 0), alone(model, (*OTHER, *TEXT[:2]))[-2:])
+
+
+@pytest.mark.parametrize("name", WITH_MEMORY)
+def test_the_engine(name: str, tmp_path: Path) -> None:
+    """Prefixes that are copied, cut, put on the shelf or saved on the way change no answer, whatever memory can forget."""
+    ARCHITECTURES[name].write(tmp_path / "model.gguf", LETTERS)
+    with og.Model(tmp_path / "model.gguf") as model:
+        serve(model)
+
+
+def serve(model: og.Model) -> None:
+    n_seq_max = 1 if architecture(model).name == "plamo2" else 2
+    system = TEXT + OTHER + TEXT[::-1]
+
+    def said(prompt: Sequence[int], n: int) -> list[int]:
+        """Return the greedy answer, one token after the other in a context of its own."""
+        tokens: list[int] = []
+        with open_context(model, n_seq_max=1) as context:
+            row = decode(context, prompt)[-1]
+            while len(tokens) < n:
+                row[sorted(model.vocab.eog_tokens)] = -np.inf
+                tokens.append(int(row.argmax()))
+                row = decode(context, tokens[-1:], len(prompt) + len(tokens) - 1)[-1]
+        return tokens
+
+    endless = og.SamplingParams(temperature=0, logit_bias=dict.fromkeys(model.vocab.eog_tokens, -np.inf))
+    with og.Engine(model, n_seq_max=n_seq_max, n_ctx=128 * n_seq_max, n_batch=32, **EXACT) as engine:
+
+        def check(*prompts: Sequence[int], n: int = 5) -> list[int]:
+            completions = [engine.submit(prompt, max_tokens=n, sampling=endless) for prompt in prompts]
+            for prompt, completion in zip(prompts, completions, strict=True):
+                assert completion.result().tokens == said(prompt, n)
+            return completions[-1].tokens
+
+        check([*system, 3, 4], [*system, 5])  # they arrive together
+        check([*system, 6, 7, 8])
+        answer = check(TEXT * 3)  # needs the room
+        check(OTHER * 4, [9] * 70)
+        check([*TEXT * 3, *answer, 1, 2])  # goes on where it was
+        check([*system, 9])
+        engine.submit([8] * 90, max_tokens=1).cancel()
+        check([8] * 80, [*system, 3, 4])
+        stats = engine.stats()
+        assert stats.n_shelved
+        assert stats.prompt_tokens_cached >= len(system)
 
 
 @each("mamba", "jamba")

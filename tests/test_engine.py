@@ -211,6 +211,35 @@ def test_a_conversation_finds_what_it_has_said(engine: og.Engine) -> None:
     assert engine.stats().prompt_tokens_cached == second.usage.cached_tokens
 
 
+def test_what_made_room_is_not_computed_again(letters: og.Model) -> None:
+    """With one sequence, a conversation comes back from host memory after another one; without a cache it does not."""
+    for cache_bytes, cached in ((2**20, 60), (0, 0)):
+        with make(letters, 1, cache_bytes=cache_bytes) as engine:
+            prompt = list(range(7, 57)) + [9] * 10
+            first = engine.generate(prompt, max_tokens=10, sampling=ENDLESS)
+            engine.generate([8] * 100, max_tokens=5, sampling=ENDLESS)
+            turn = [*prompt, *first.tokens, 50]
+            second = engine.generate(turn, max_tokens=10, sampling=ENDLESS)
+            assert second.usage.cached_tokens >= cached
+            assert bool(second.usage.cached_tokens) == bool(cached)
+            assert second.tokens == alone(letters, turn, 10, ENDLESS)[0]
+            stats = engine.stats()
+            assert (stats.n_shelved > 0) == (stats.shelved_bytes > 0) == bool(cached)
+            assert stats.shelved_bytes <= cache_bytes
+
+
+def test_the_cache_has_a_budget(letters: og.Model) -> None:
+    """The bytes of all that lies there stay within it; they are those of the states."""
+    with make(letters, 1, cache_bytes=300_000) as engine:
+        for i in range(12):
+            engine.generate([7 + i] * 100, max_tokens=1, **GREEDY)
+        settle(engine)
+        states = engine._loop._runner._states  # type: ignore[attr-defined]
+        stats = engine.stats()
+        assert 0 < sum(state.n_bytes for state in states.values()) == stats.shelved_bytes <= 300_000
+        assert 0 < len(states) == stats.n_shelved < 10
+
+
 def test_eight_that_arrive_together_compute_their_prefix_once(letters: og.Model) -> None:
     """No token of a shared beginning is computed twice."""
     system = [random.Random(1).randrange(7, 57) for _ in range(150)]
@@ -416,6 +445,7 @@ class Schedule:
             turns(self.engine, 1)
         turns(self.engine)
         idle(self.engine)
+        assert self.engine.stats().n_failed_steps == 0
         for prompt, max_tokens, params, completion in self.said:
             tokens, reason = self.say(prompt, params)
             if completion in self.cancelled and completion.finish_reason is FinishReason.CANCELLED:
@@ -611,6 +641,34 @@ def test_a_decode_that_fails(letters: og.Model, monkeypatch: pytest.MonkeyPatch,
     assert faulty.failures == engine.stats().n_failed_steps >= 2
     for prompt, other in zip(prompts, others, strict=True):
         assert other.result().tokens == alone(letters, prompt, 12, ENDLESS)[0]
+    idle(engine)
+    engine._loop._stop()
+
+
+def test_a_shelf_that_fails(letters: og.Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What cannot be kept, or does not come back, is computed again."""
+    engine = driven(letters, 1)
+    runner = engine._loop._runner
+    assert isinstance(runner, Runner)
+    prompt = [7] * 60
+
+    def ask(tokens: list[int]) -> og.Completion:
+        completion = engine.submit(tokens, max_tokens=8, sampling=ENDLESS)
+        turns(engine)
+        assert completion.result().tokens == alone(letters, tokens, 8, ENDLESS)[0]
+        return completion
+
+    def fail(*_: object) -> None:
+        raise og.StateError("not now")
+
+    for name in ("save_state", "load_state"):
+        ask(prompt)
+        with monkeypatch.context() as patch:
+            patch.setattr(runner.context, name, fail)
+            ask([8] * 60)
+            ask(prompt)
+        assert engine.stats().n_shelved == len(runner._states)
+    assert engine.stats().n_failed_steps == 1
     idle(engine)
     engine._loop._stop()
 

@@ -6,10 +6,12 @@ import random
 from collections.abc import Callable
 
 import pytest
+from test_slots import operate
 
 from offgrid_llama.engine.request import FinishReason, Request
 from offgrid_llama.engine.scheduler import Plan, Rows, Scheduler
-from offgrid_llama.engine.slots import Copy, Slots
+from offgrid_llama.engine.shelf import Shelf
+from offgrid_llama.engine.slots import Forget, Save, Slots, Trim
 
 N_CTX_SEQ = 96
 
@@ -40,8 +42,18 @@ def alone(prompt: list[int], max_tokens: int) -> tuple[list[int], FinishReason]:
 class Machine:
     """A scheduler with a memory that does what it is told, and counts what is computed."""
 
-    def __init__(self, n_seq: int, n_batch: int = 64, budget: Callable[[int], int] | None = None) -> None:
-        self.slots = Slots(n_seq)
+    def __init__(
+        self,
+        n_seq: int,
+        n_batch: int = 64,
+        budget: Callable[[int], int] | None = None,
+        trim: Trim = Trim.ANY,
+        room: int = 0,
+    ) -> None:
+        self.trim = trim
+        self.store = Shelf(room)
+        self.shelf: dict[int, list[int]] = {}
+        self.slots = Slots(n_seq, trim=trim, shelf=self.store)
         self.scheduler = Scheduler(self.slots, n_batch=n_batch, n_ctx_seq=N_CTX_SEQ, eog=[EOG], prompt_budget=budget)
         self.memory: list[list[int]] = [[] for _ in range(n_seq)]
         self.n_batch = n_batch
@@ -54,12 +66,10 @@ class Machine:
 
     def operate(self, plan: Plan) -> None:
         for operation in plan.operations:
-            if isinstance(operation, Copy):
-                assert not self.memory[operation.target]
-                self.memory[operation.target] = list(self.memory[operation.source])
-            else:
-                assert len(self.memory[operation.seq]) > operation.length
-                del self.memory[operation.seq][operation.length :]
+            operate(self.memory, self.shelf, operation, self.trim)
+            if isinstance(operation, Save):
+                gone = self.store.weigh(operation.key, len(self.shelf[operation.key]))
+                self.scheduler.operate([Forget(key) for key in gone])
         assert sum(len(rows.tokens) for rows in plan.rows) <= self.n_batch
         assert [rows.seq for rows in plan.rows] == sorted(rows.seq for rows in plan.rows)
 
@@ -93,6 +103,8 @@ class Machine:
         self.operate(plan)
         for rows in plan.rows:
             self.memory[rows.seq] += rows.tokens[: rng.choice([0, 1, len(rows.tokens)])]
+            if self.trim is Trim.NOTHING:
+                self.memory[rows.seq] = []
         if rng.random() < 0.3:
             self.memory[rng.randrange(len(self.memory))] = []
         self.scheduler.restore([len(memory) for memory in self.memory])
@@ -121,8 +133,10 @@ def test_any_schedule(seed: int) -> None:
     """Requests that come, share beginnings and are cancelled at any moment: the others give what they give alone."""
     rng = random.Random(seed)
     machine = Machine(
-        rng.randint(1, 5), rng.choice([8, 20, 64]), rng.choice([None, lambda n: 5, lambda n: 30 // (n + 1)])
-    )
+        rng.randint(1, 5), rng.choice([8, 20, 64]), rng.choice([None, lambda n: 5, lambda n: 30 // (n + 1)]),
+        rng.choice(list(Trim)), rng.choice([0, 100, 1000]),
+    )  # fmt: skip
+
     systems = [[rng.randrange(50) for _ in range(rng.randint(1, 60))] for _ in range(3)]
     requests: list[Request] = []
     prompts: dict[Request, list[int]] = {}

@@ -2,13 +2,49 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from offgrid_llama.engine.slots import SHORT_TAIL, WORTH, Copy, Keep, Slots, Taken, Wait
+from offgrid_llama.engine.shelf import Shelf
+from offgrid_llama.engine.slots import (
+    SHORT_TAIL,
+    WORTH,
+    Copy,
+    Forget,
+    Keep,
+    Load,
+    Operation,
+    Save,
+    Slots,
+    Taken,
+    Trim,
+    Wait,
+)
 
 SYSTEM = list(range(100, 100 + 3 * WORTH))
+
+
+def operate(memory: list[list[int]], shelf: dict[int, list[int]], operation: Operation, trim: Trim = Trim.ANY) -> None:
+    """Do with lists of tokens what a context does."""
+    match operation:
+        case Copy(source, target):
+            assert not memory[target]
+            memory[target] = list(memory[source])
+        case Save(seq, key):
+            assert key not in shelf
+            shelf[key] = list(memory[seq])
+        case Load(key, seq):
+            assert not memory[seq]
+            memory[seq] = list(shelf[key])
+        case Forget(key):
+            del shelf[key]
+        case Keep(seq, length):
+            assert len(memory[seq]) > length
+            assert length == 0 or trim is not Trim.NOTHING
+            del memory[seq][length:]
 
 
 def taken(slots: Slots, prompt: list[int]) -> Taken:
@@ -113,16 +149,66 @@ def test_slots_in_use_are_neighbours() -> None:
     assert taken(slots, [1] * 21) == Taken(1, 20, ())  # alone it stays where it is
 
 
+def test_what_makes_room_comes_back() -> None:
+    """An idle slot that another request needs goes to the shelf, and from there to whoever begins with it."""
+    slots = Slots(1, shelf=Shelf(10**6))
+    slots.release(computed(slots, [*SYSTEM, 1]).seq)
+    assert taken(slots, [9] * 20) == Taken(0, 0, (Save(0, 0), Keep(0, 0)))
+    slots.advance(0, 20)
+    slots.release(0)
+    back = taken(slots, [*SYSTEM, 2, 3])
+    assert back == Taken(
+        0, len(SYSTEM), (Keep(0, 0), Load(0, 0), Keep(0, len(SYSTEM)))
+    )  # 20 tokens are not worth a place
+
+
+def test_a_window_is_loaded_whole_or_not() -> None:
+    """What comes from the shelf without its past cannot be cut; so it goes only to who begins with all of it."""
+    slots = Slots(1, shelf=Shelf(10**6), trim=Trim.COMPUTED)
+    slots.release(computed(slots, [*SYSTEM, 1]).seq)
+    assert taken(slots, [9] * 40).n_cached == 0
+    slots.advance(0, 40)
+    slots.release(0)
+    assert taken(slots, [*SYSTEM, 2, 3]).n_cached == 0
+    slots.release(0)
+    loaded = taken(slots, [*SYSTEM, 1, 2])
+    assert (loaded.n_cached, loaded.operations[-1]) == (len(SYSTEM) + 1, Load(0, 0))
+    slots.advance(0, 1)
+    slots.release(0)
+    assert taken(slots, [*SYSTEM, 3, 4]).n_cached == 0  # what was loaded is not cut either
+
+
+def test_a_state_is_kept_where_texts_part() -> None:
+    """Of a state without parts: the first stops where the second one's text parts, and what it has there is kept."""
+    slots = Slots(3, shelf=Shelf(10**6), trim=Trim.NOTHING)
+    first = taken(slots, [*SYSTEM, 1, 1])
+    assert slots.stop_at(first.seq) is None
+    assert slots.take([*SYSTEM, 2]) is Wait.PREFIX
+    assert slots.stop_at(first.seq) == len(SYSTEM)
+    slots.advance(first.seq, len(SYSTEM))
+    assert taken(slots, [*SYSTEM, 2]) == Taken(1, len(SYSTEM), (Copy(0, 1),))
+    assert slots.checkpoints() == [Save(0, 0)]
+    assert slots.checkpoints() == []
+    slots.advance(first.seq, 2)
+    slots.advance(1, 1)
+    assert taken(slots, [*SYSTEM, 3]) == Taken(2, len(SYSTEM), (Load(0, 2),))
+
+
 texts = st.lists(st.sampled_from([SYSTEM, SYSTEM[:20], [1] * 20, [2] * 20, [3], [4, 5]]), min_size=1, max_size=5)
 
 
 class Machine(RuleBasedStateMachine):
     """Requests of any kind, with a memory that does what it is told."""
 
-    @initialize(n=st.integers(1, 5))
-    def begin(self, n: int) -> None:
+    @initialize(n=st.integers(1, 5), trim=st.sampled_from(Trim), room=st.sampled_from([0, 100, 10_000]))
+    def begin(self, n: int, trim: Trim, room: int) -> None:
         self.n = n
-        self.slots = Slots(n)
+        self.trim = trim
+        self.room = room
+        self.store = Shelf(room)
+        self.slots = Slots(n, trim=trim, shelf=self.store)
+        self.shelf: dict[int, list[int]] = {}
+        self.loaded = [0] * n  # what came from the shelf, and cannot be cut
         self.memory: list[list[int]] = [[] for _ in range(n)]
         self.todo: dict[int, list[int]] = {}
         self.generated: dict[int, list[int]] = {}
@@ -132,21 +218,37 @@ class Machine(RuleBasedStateMachine):
         prompt = [token for part in parts for token in part]
         found = self.slots.take(prompt)
         if isinstance(found, Wait):
+            self.do(self.slots.checkpoints())  # the plan ends here
             assert self.todo  # somebody will end
             assert found is Wait.PREFIX or len(self.todo) == self.n
             return
-        for operation in found.operations:
-            if isinstance(operation, Copy):
-                assert not self.memory[operation.target]
-                self.memory[operation.target] = list(self.memory[operation.source])
-            else:
-                assert len(self.memory[operation.seq]) > operation.length
-                del self.memory[operation.seq][operation.length :]
+        self.do(found.operations)
         assert found.seq not in self.todo
         assert found.n_cached < len(prompt)
         assert self.memory[found.seq] == prompt[: found.n_cached]
         self.todo[found.seq] = prompt[found.n_cached :]
         self.generated[found.seq] = []
+
+    def do(self, operations: Sequence[Operation]) -> None:
+        for operation in operations:
+            if isinstance(operation, Keep) and self.trim is Trim.COMPUTED:
+                assert operation.length == 0 or operation.length >= self.loaded[operation.seq]
+            operate(self.memory, self.shelf, operation, self.trim)
+            if isinstance(operation, Load):
+                self.loaded[operation.seq] = len(self.memory[operation.seq])
+            elif isinstance(operation, Copy):
+                self.loaded[operation.target] = self.loaded[operation.source]
+            elif isinstance(operation, Keep) and operation.length == 0:
+                self.loaded[operation.seq] = 0
+        for operation in operations:
+            if isinstance(operation, Save) and operation.key in self.shelf:
+                for key in self.store.weigh(operation.key, len(self.shelf[operation.key])):
+                    del self.shelf[key]
+        assert sum(map(len, self.shelf.values())) == self.store.n_bytes <= self.room
+
+    @rule()
+    def checkpoint(self) -> None:
+        self.do(self.slots.checkpoints())
 
     @rule(which=st.integers(0, 4), n=st.integers(1, 40), token=st.integers(1, 9))
     def compute(self, which: int, n: int, token: int) -> None:
@@ -154,6 +256,9 @@ class Machine(RuleBasedStateMachine):
             return
         seq = sorted(self.todo)[which % len(self.todo)]
         todo = self.todo[seq]
+        stop = self.slots.stop_at(seq)
+        if stop is not None:
+            n = min(n, stop - self.slots.n_computed(seq))
         self.memory[seq] += todo[:n]
         self.slots.advance(seq, len(todo[:n]))
         del todo[:n]
@@ -169,6 +274,7 @@ class Machine(RuleBasedStateMachine):
         del self.todo[seq]
         if lost:
             self.memory[seq] = []
+            self.loaded[seq] = 0
             self.slots.drop(seq)
         else:
             self.slots.release(seq, self.generated[seq])

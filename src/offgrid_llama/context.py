@@ -151,6 +151,7 @@ class Context(Owner):
         self._adapters: dict[str, float] = {}  # fingerprints and scales of what changes the results
         self._snapshots: dict[int, Snapshot] = {}  # those that llama.cpp still has
         self._moving = 0  # what memory leaves to the next decode: TURNING, COPYING
+        self._copying: set[tuple[int, int]] = set()  # from which sequence to which
         with self._handle as ptr:  # another thread may close the model by now
             self.n_ctx: int = lib.llama_n_ctx(ptr)
             self.n_ctx_seq: int = lib.llama_n_ctx_seq(ptr)
@@ -254,6 +255,8 @@ class Context(Owner):
                         code = function(ptr, batch._c[0])
                 if moving:
                     cancel.deaf = 0
+                    if code >= 0:
+                        self._copying.clear()
                 if code or pending:
                     self._rows = frozenset()
                     self._moving = moving if code < 0 else 0

@@ -121,6 +121,7 @@ class Memory:
                 lib.llama_memory_seq_cp(memory, src, dst, p0, p1)
                 if self._has_streams():
                     self._context._moving |= COPYING
+                    self._context._copying.add((src, dst))
                 raise_caught()
 
     def keep(self, seq_id: int) -> None:
@@ -216,9 +217,18 @@ class Memory:
         """Return whether there is a state that only the whole past has made, and that cannot go back."""
         return self._context.model.is_recurrent or self._context.model.is_hybrid
 
-    def _refuse_moving(self, what: int) -> None:
+    def _refuse_moving(self, what: int, seq_id: int | None = None, *, writing: bool = False) -> None:
+        """Raise StateError where the next decode is still to move what a state would hold; to copy, for one sequence.
+
+        Where that is to be written it must not be a source either.
+        """
         self._there()
-        if self._context._moving & what:
+        moving = self._context._moving & what
+        if moving & COPYING and seq_id is not None:
+            pairs = self._context._copying
+            if not any(target == seq_id or (writing and source == seq_id) for source, target in pairs):
+                moving &= ~COPYING
+        if moving:
             raise StateError(
                 f"{self._handle.name}: positions were shifted, or a sequence was copied, and the next decode is to move the "
                 "data: decode something first"

@@ -58,6 +58,7 @@ class State:
     """
 
     def __init__(self, blob: bytes | bytearray) -> None:
+        self._unsealed = blob if isinstance(blob, bytearray) else None  # has no checksum yet
         self._blob = memoryview(blob).toreadonly()
         self.n_bytes = len(self._blob)
         self._header, begin = _header(self._blob)
@@ -88,6 +89,7 @@ class State:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the state to a file: under its final name it is whole, or what was there before."""
+        self._seal()
         path = Path(path)
         descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
         try:
@@ -100,7 +102,14 @@ class State:
             os.unlink(name)
             raise
 
+    def _seal(self) -> None:
+        """Compute the checksum, which takes longer than all else, and is for states that are written down."""
+        if self._unsealed is not None:
+            self._unsealed[-_DIGEST_BYTES:] = _digest(memoryview(self._unsealed)[:-_DIGEST_BYTES])
+            self._unsealed = None
+
     def __bytes__(self) -> bytes:
+        self._seal()
         return bytes(self._blob)
 
     def __len__(self) -> int:
@@ -115,7 +124,7 @@ def save(context: Context, seq_id: int | None, tokens: Sequence[int]) -> State:
     """Return the state of a context (``llama_state_get_data``), or of one sequence (``llama_state_seq_get_data``)."""
     ids = [number(f"tokens[{i}]", token, -(2**31)) for i, token in enumerate(tokens)]
     with context._handle as ptr:
-        context.memory._refuse_moving(TURNING | COPYING)
+        context.memory._refuse_moving(TURNING | COPYING, seq_id)
         size = lib.llama_state_get_size(ptr) if seq_id is None else lib.llama_state_seq_get_size(ptr, seq_id)
         _written(size, size)
         header = {**_layout(context), "seq_id": seq_id, "n_tokens": len(ids), "n_bytes": size}
@@ -129,7 +138,6 @@ def save(context: Context, seq_id: int | None, tokens: Sequence[int]) -> State:
                 _written(lib.llama_state_get_data(ptr, data, size), size)
             else:
                 _written(lib.llama_state_seq_get_data(ptr, data, size, seq_id), size)
-    blob[-_DIGEST_BYTES:] = _digest(memoryview(blob)[:-_DIGEST_BYTES])
     return State(blob)
 
 
@@ -146,7 +154,7 @@ def load(context: Context, state: State, seq_id: int | None) -> None:
             raise StateError(f"the state is for another {name.replace('_', ' ')}: {there!r}, and this is {here!r}")
     size = state._header["n_bytes"]
     with context._handle as ptr, ffi.from_buffer("uint8_t[]", state._blob) as room:
-        context.memory._refuse_moving(COPYING)
+        context.memory._refuse_moving(COPYING, seq_id, writing=True)
         data = room + state._payload
         if seq_id is None:
             done = lib.llama_state_set_data(ptr, data, size)
@@ -155,6 +163,7 @@ def load(context: Context, state: State, seq_id: int | None) -> None:
             done = lib.llama_state_seq_set_data(ptr, data, size, seq_id)
         if seq_id is None:
             context._moving = 0
+            context._copying.clear()
         try:
             _written(done, size)
         except StateError:

@@ -23,6 +23,7 @@ from .guessing import Lookup
 from .loop import EngineStats, Loop
 from .request import Request
 from .runner import Runner, StepView
+from .slots import Trim
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -55,6 +56,8 @@ class Engine:
             for, 4,096 at most, for each.
         n_batch: most tokens of a step; more than ``n_seq_max``.
         max_queue: most requests that wait.
+        cache_bytes: host memory for what finished requests have computed, once their sequences are needed for others; and of
+            models whose memory cannot be cut, for the beginnings that prompts share. 0 is none.
         on_step: called in the engine's thread in each step, before tokens are sampled, with the StepView of all of them:
             whose they are, and their logits as one writable array. What it raises is logged, and harms no request.
         context: further arguments of Context, such as ``n_threads``, ``type_k`` or ``flash_attn_type``.
@@ -74,12 +77,14 @@ class Engine:
         n_ctx: int | None = None,
         n_batch: int = 512,
         max_queue: int = 10_000,
+        cache_bytes: int = 2**30,
         on_step: Callable[[StepView], object] | None = None,
         **context: Any,
     ) -> None:
         n_seq_max = number("n_seq_max", n_seq_max, 1, 256)
         n_batch = number("n_batch", n_batch, n_seq_max + 1)
         max_queue = number("max_queue", max_queue, 1)
+        cache_bytes = number("cache_bytes", cache_bytes, 0, 2**63)
         self._own = not isinstance(model, Model)
         self.model: Model = model if isinstance(model, Model) else Model(model)
         try:
@@ -97,7 +102,8 @@ class Engine:
         self._loop = Loop(
             f"Engine of {self.model._handle.name}", runner, n_seq_max=n_seq_max, n_batch=n_batch,
             n_ctx_seq=self.n_ctx_seq, eog=self.model.vocab.eog_tokens, max_queue=max_queue,
-            n_guessed=N_GUESSED if runner.can_guess and on_step is None else 0,
+            n_guessed=N_GUESSED if runner.trim is not Trim.NOTHING and on_step is None else 0, trim=runner.trim,
+            shelf_bytes=cache_bytes,
         )  # fmt: skip
         self._loop.start()
         self._finalizer = weakref.finalize(self, _finalize, self._loop, self.model if self._own else None)

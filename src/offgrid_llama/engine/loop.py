@@ -11,13 +11,14 @@ from queue import SimpleQueue
 from time import perf_counter
 from typing import TYPE_CHECKING, Protocol
 
-from ..errors import Aborted, ClosedError, DecodeError, NativeError, QueueFullError
+from ..errors import Aborted, ClosedError, DecodeError, NativeError, QueueFullError, StateError
 from .completion import Answer, Events, Piece, wake
 from .guessing import Costs
 from .pace import Pace
 from .request import FinishReason, Request
 from .scheduler import Plan, Scheduler
-from .slots import Slots
+from .shelf import Shelf
+from .slots import Forget, Slots, Trim
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -34,6 +35,7 @@ class Runs(Protocol):
 
     seconds: float
     n_steps: int
+    saved: list[tuple[int, int | None]]
 
     def run(self, plan: Plan) -> dict[Request, Sampled]: ...
     def sampled(self) -> dict[Request, Sampled]: ...
@@ -51,7 +53,7 @@ class EngineStats:
     Attributes:
         n_waiting: requests in the queue. n_running: requests with a slot. n_cached: idle slots with something to reuse.
         n_free: slots with nothing.
-        cached_tokens: tokens in idle slots.
+        cached_tokens: tokens in idle slots. n_shelved, shelved_bytes: texts that had to leave their slots, in host memory.
         prompt_tokens: of the prompts of all requests that have begun. prompt_tokens_cached: of these, those that were
             computed before. generated_tokens: of all requests.
         finished: how many requests have ended, by reason.
@@ -65,6 +67,8 @@ class EngineStats:
     n_cached: int
     n_free: int
     cached_tokens: int
+    n_shelved: int
+    shelved_bytes: int
     prompt_tokens: int
     prompt_tokens_cached: int
     generated_tokens: int
@@ -92,6 +96,8 @@ class Loop:
         eog: the tokens that end a text.
         max_queue: most requests that wait.
         n_guessed: most tokens that are guessed in a step.
+        trim: what its memory can forget.
+        shelf_bytes: room for what has to leave it.
     """
 
     def __init__(
@@ -105,10 +111,13 @@ class Loop:
         eog: Collection[int],
         max_queue: int,
         n_guessed: int = 0,
+        trim: Trim = Trim.ANY,
+        shelf_bytes: int = 0,
     ) -> None:
         self.name = name
         self._runner = runner
-        self._slots = Slots(n_seq_max)
+        self._shelf = Shelf(shelf_bytes)
+        self._slots = Slots(n_seq_max, trim=trim, shelf=self._shelf)
         self._pace = Pace(n_batch)
         self._costs = Costs()
         self._scheduler = Scheduler(
@@ -189,7 +198,8 @@ class Loop:
         slots = self._slots
         return EngineStats(
             n_waiting=self._n_queued, n_running=slots.n_running, n_cached=slots.n_idle, n_free=slots.n_free,
-            cached_tokens=slots.n_cached_tokens, prompt_tokens=self._prompt_tokens,
+            cached_tokens=slots.n_cached_tokens, n_shelved=len(self._shelf), shelved_bytes=self._shelf.n_bytes,
+            prompt_tokens=self._prompt_tokens,
             prompt_tokens_cached=self._prompt_tokens_cached, generated_tokens=self._generated_tokens,
             finished=dict(self._finished), n_steps=self._n_steps, step_seconds=self._step_seconds,
             last_step_seconds=self._last_step_seconds, guessed_tokens=self._guessed_tokens,
@@ -232,7 +242,7 @@ class Loop:
             self._begin(plan.admitted)
         try:
             sampled = runner.run(plan)
-        except (DecodeError, NativeError) as error:
+        except (DecodeError, NativeError, StateError) as error:
             self._restore(plan, error)
         else:
             self._n_steps += runner.n_steps
@@ -243,6 +253,8 @@ class Loop:
             if not plan.n_prompt:
                 self._costs.observe(plan.n_generating + plan.n_guessed, runner.seconds)
             self._give(sampled)
+        for key, n_bytes in runner.saved:
+            scheduler.operate([Forget(gone) for gone in self._shelf.weigh(key, n_bytes)])
         self._plan = None
         self._flush()
         return True
@@ -268,13 +280,13 @@ class Loop:
             self._prompt_tokens += len(request.prompt)
             self._prompt_tokens_cached += request.n_cached
 
-    def _restore(self, plan: Plan, error: DecodeError | NativeError) -> None:
+    def _restore(self, plan: Plan, error: DecodeError | NativeError | StateError) -> None:
         """Go on after a decode that has failed, without the request that is to blame."""
         self._n_failed_steps += 1
         if sampled := self._runner.sampled():
             self._give(sampled)
         self._scheduler.restore(self._runner.lengths())
-        if isinstance(error, Aborted):
+        if isinstance(error, (Aborted, StateError)):  # of nobody's making
             return
         requests = [rows.request for rows in plan.rows]
         if len(requests) == 1:

@@ -9,16 +9,18 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ..context import Context
-from ..errors import ClosedError
+from ..errors import ClosedError, ContextError, StateError
 from ..fast_sampling import FastSampler
+from ..params import VocabType
 from ..step import Sampled, Step
-from .slots import Copy
+from .slots import Copy, Forget, Load, Operation, Save, Trim
 
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
     from ..model import Model
+    from ..state import State
     from .completion import Answer
     from .request import Request
     from .scheduler import Plan
@@ -59,7 +61,8 @@ class Runner:
         options: further arguments of Context.
 
     Attributes:
-        can_guess: whether memory can forget a token that was guessed wrong.
+        trim: what memory can forget.
+        saved: the keys and bytes of what the last step has put on the shelf.
         seconds: how long the last step has taken, without waiting for the GIL.
         n_steps: how many steps the last call has made.
     """
@@ -75,34 +78,39 @@ class Runner:
         on_step: Callable[[StepView], object] | None,
         options: dict[str, Any],
     ) -> None:
+        if model.has_encoder:
+            raise ContextError(f"{model._handle.name} has an encoder; the engine is for models that only decode")
+        if model.vocab.type is VocabType.NONE:
+            raise ContextError(f"{model._handle.name} has no vocabulary, and the engine is to give text")
         self.context = Context(
             model, **{"n_outputs_max": n_seq_max + n_guessed, **options}, n_ctx=n_ctx, n_seq_max=n_seq_max, n_batch=n_batch,
             n_ubatch=n_batch,
         )  # fmt: skip
-        self.can_guess = (
-            model.has_decoder
-            and not model.is_recurrent
-            and not model.is_hybrid
-            and (not model.n_swa or self.context.params.swa_full)
-        )
+        whole = model.is_recurrent or model.is_hybrid or (model.n_swa > 0 and not self.context.params.swa_full)
+        self.trim = Trim.NOTHING if whole else Trim.COMPUTED if model.n_swa else Trim.ANY
         self._step = Step(self.context, n_groups=n_seq_max)
         self._hook = on_step
         self._gil_seconds = 0.0  # waited after a call, lately
+        self._requests: list[Request] = []  # whose tokens a step samples
+        self._states: dict[int, State] = {}
+        self.saved: list[tuple[int, int | None]] = []
         self.seconds = 0.0
         self.n_steps = 0
 
     def run(self, plan: Plan) -> dict[Request, Sampled]:
         """Make a step, and return what was sampled.
 
-        Raises as ``Context.decode`` does; then ``sampled()`` has what steps before the one that failed have sampled, and
-        ``lengths()`` what memory holds.
+        Raises as ``Context.decode`` does, and StateError where something did not come back from the shelf; then
+        ``sampled()`` has what steps before the one that failed have sampled, and ``lengths()`` what memory holds.
         """
-        memory, step = self.context.memory, self._step
-        for operation in plan.operations:
-            if isinstance(operation, Copy):
-                memory.copy(operation.source, operation.target)
-            elif not memory.remove(operation.seq, operation.length):
-                raise RuntimeError(f"{memory!r} does not forget what follows position {operation.length}")
+        step = self._step
+        self.saved = []
+        # All of them are done, also where one fails: the slots go by that.
+        failures = [failure for operation in plan.operations if (failure := self._operate(operation)) is not None]
+        if failures:
+            step.clear()
+            self._requests = []
+            raise failures[0]
         step.clear()
         self._requests = []
         processed: dict[Request, int] = {}
@@ -125,6 +133,31 @@ class Runner:
         if processed:
             found.update(self._process(processed))
         return found
+
+    def _operate(self, operation: Operation) -> StateError | None:
+        memory = self.context.memory
+        if isinstance(operation, Copy):
+            memory.copy(operation.source, operation.target)
+        elif isinstance(operation, Save):
+            self.saved.append((operation.key, self._save(operation)))
+        elif isinstance(operation, Load):
+            try:
+                self.context.load_state(self._states[operation.key], operation.seq)
+            except StateError as error:
+                return error
+        elif isinstance(operation, Forget):
+            self._states.pop(operation.key, None)
+        elif not memory.remove(operation.seq, operation.length):
+            raise RuntimeError(f"{memory!r} does not forget what follows position {operation.length}")
+        return None
+
+    def _save(self, operation: Save) -> int | None:
+        try:
+            state = self._states[operation.key] = self.context.save_state(operation.seq)
+        except (StateError, MemoryError):
+            _logger.warning("%r: what sequence %d has cannot be kept", self.context, operation.seq, exc_info=True)
+            return None
+        return state.n_bytes
 
     def _process(self, rows: dict[Request, int]) -> dict[Request, Sampled]:
         """Sample from logits that Python has a say in; what is raised there is of one request."""

@@ -151,6 +151,7 @@ class Scheduler:
         """Return the next step, or None where there is nothing to compute."""
         operations, self._operations = self._operations, []
         admitted = self._admit(operations) if self._waiting and not self._suspects else []
+        operations += self._slots.checkpoints()
         rows: list[Rows] = []
         prompts: list[_Run] = []
         slots, n_ctx_seq = self._slots, self._n_ctx_seq
@@ -236,6 +237,10 @@ class Scheduler:
                     rows[i] = row._replace(tokens=[*row.tokens, *guessed], n_guessed=len(guessed))
         return total
 
+    def operate(self, operations: Sequence[Operation]) -> None:
+        """Let the next plan begin with these."""
+        self._operations += operations
+
     def restore(self, lengths: Sequence[int]) -> None:
         """Take that the step of the last plan has not ended: each sequence has so many tokens in memory now.
 
@@ -246,6 +251,8 @@ class Scheduler:
             text = [*run.request.prompt, *run.generated]
             kept = min(lengths[run.seq], len(text) - 1)
             if kept < lengths[run.seq]:
+                self._slots.set_computed(run.seq, lengths[run.seq])
+                kept = self._slots.cut(run.seq, kept)
                 self._operations.append(Keep(run.seq, kept))
             run.todo = text[kept:]
             self._slots.set_computed(run.seq, kept)
@@ -264,9 +271,11 @@ class Scheduler:
         prompts.sort(key=lambda run: len(run.todo))
         for left, run in zip(range(len(prompts), 0, -1), prompts, strict=True):
             n = min(len(run.todo), -(-room // left))
+            pos = self._slots.n_computed(run.seq)
+            if (stop := self._slots.stop_at(run.seq)) is not None:
+                n = min(n, stop - pos)
             if n:
                 room -= n
-                pos = self._slots.n_computed(run.seq)
                 most = min(run.request.max_tokens - len(run.request.tokens), self._n_ctx_seq - pos - n + 1)
                 rows.append(Rows(run.request, run.seq, run.todo[:n], pos, n == len(run.todo), most))
         return rows

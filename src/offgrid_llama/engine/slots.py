@@ -2,18 +2,20 @@
 
 A slot is one sequence of the context. It is free, or a request has it, or it is idle: its request has ended, and what it
 has computed stays until somebody needs the slot. A new request begins with the longest beginning of its prompt that any has,
-idle or running: it takes the idle slot over, or a copy of it.
+idle or running: it takes the idle slot over, or a copy of it. What has to make room goes to the shelf, and comes back from
+there.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import Enum
 
 from .prefixes import PrefixIndex
+from .shelf import Shelf
 
-__all__ = ["Copy", "Keep", "Operation", "Slots", "Taken", "Wait"]
+__all__ = ["Copy", "Forget", "Keep", "Load", "Operation", "Save", "Slots", "Taken", "Trim", "Wait"]
 
 SHORT_TAIL = 32
 """An idle slot that loses no more tokens than these is taken over, where it would be copied otherwise."""
@@ -38,7 +40,38 @@ class Keep:
     length: int
 
 
-Operation = Copy | Keep
+@dataclass(frozen=True)
+class Save:
+    """Put what ``seq`` has on the shelf, as ``key`` (``llama_state_seq_get_data``)."""
+
+    seq: int
+    key: int
+
+
+@dataclass(frozen=True)
+class Load:
+    """Make ``seq`` what lies on the shelf as ``key`` (``llama_state_seq_set_data``)."""
+
+    key: int
+    seq: int
+
+
+@dataclass(frozen=True)
+class Forget:
+    """Throw away what lies on the shelf as ``key``."""
+
+    key: int
+
+
+Operation = Copy | Keep | Save | Load | Forget
+
+
+class Trim(Enum):
+    """What memory can do without what it had."""
+
+    ANY = "forget the end of a sequence, however much"
+    COMPUTED = "the same, but for what came from the shelf: of a sliding window nothing else is there"
+    NOTHING = "forget whole sequences: a recurrent state has no parts"
 
 
 @dataclass(frozen=True)
@@ -68,9 +101,22 @@ class Slots:
 
     Args:
         n_seq_max: how many there are; sequence ids are 0 to ``n_seq_max - 1``.
+        trim: what of a sequence memory can forget.
+        shelf: where to put what has to make room; None is nowhere.
     """
 
-    def __init__(self, n_seq_max: int) -> None:
+    def __init__(
+        self,
+        n_seq_max: int,
+        *,
+        trim: Trim = Trim.ANY,
+        shelf: Shelf | None = None,
+    ) -> None:
+        self._trim = trim
+        self._shelf = Shelf(0) if shelf is None else shelf
+        self._least = [0] * n_seq_max  # no slot can be cut to fewer tokens, but to none
+        self._sources: set[int] = set()  # of copies in the plan that is being made
+        self._marks: dict[int, int] = {}  # where a running one is to stop for a moment, as others go on from there
         self._index: PrefixIndex[int] = PrefixIndex()  # of what each idle one has, and of the prompts of the others
         self._n_computed = [0] * n_seq_max
         self._free = dict.fromkeys(range(n_seq_max))
@@ -109,37 +155,125 @@ class Slots:
         """Give a slot to a request. At least the prompt's last token is left to compute, as its logits are needed."""
         if not self._free and not self._idle:
             return Wait.SLOT
+        most = len(prompt) - 1
         length, holders = self._index.longest(prompt)
-        length = min(length, len(prompt) - 1)
+        length = min(length, most)
         source = max(holders, key=lambda seq: self._preference(seq, length), default=None)
-        shared = 0 if source is None else min(self._n_computed[source], length)
-        if shared < length >= WORTH:
+        shared = 0 if source is None else self._usable(source, length)
+        stored, key = self._stored(prompt)
+        if stored >= max(shared + WORTH, length):
+            source, shared = None, stored
+        elif shared < length >= WORTH and self._is_coming(holders, length):
             return Wait.PREFIX
-        target = self._target()
-        operations: list[Operation] = []
-        if source in self._idle and (source == target or self._is_as_good(source, target, shared)):
-            target = source
-            if self._n_computed[target] > shared:
-                operations.append(Keep(target, shared))
         else:
-            if self._n_computed[target]:
-                operations.append(Keep(target, 0))
-            if source is not None and shared >= WORTH:
-                operations.append(Copy(source, target))
-                if self._n_computed[source] > shared:
-                    operations.append(Keep(target, shared))
-            else:
-                shared = 0
+            key = None
+        if key is not None and self._target() in self._sources:  # it is copied in the next decode, as it is then
+            return Wait.PREFIX
+        target, shared, operations = self._prepare(source, shared, key)
         self.drop(target)
         del self._free[target]
         self._running[target] = None
         self._index.extend(target, prompt)
         self._n_computed[target] = shared
+        self._least[target] = shared if key is not None and self._trim is Trim.COMPUTED else 0
+        if source is not None and source != target:
+            self._least[target] = min(self._least[source], shared)
+        if self._trim is Trim.NOTHING and length >= WORTH and length > shared:
+            self._marks[target] = length  # whoever comes next with this beginning finds it
         return Taken(target, shared, tuple(operations))
 
-    def _preference(self, seq: int, length: int) -> tuple[int, bool, int]:
+    def _prepare(self, source: int | None, shared: int, key: int | None) -> tuple[int, int, list[Operation]]:
+        """Return the slot to take, and what makes it have ``shared`` tokens of ``source``, or of a text on the shelf.
+
+        Between the two is how many it has then.
+        """
+        target = self._target()
+        operations: list[Operation] = []
+        if key is not None:
+            extra = self._shelf.use(key) - shared
+            operations += [*self._make_room(target, 0), Load(key, target)]
+            if extra:
+                operations.append(Keep(target, shared))
+        elif source in self._idle and (source == target or self._is_as_good(source, target, shared)):
+            target = source
+            operations += self._make_room(target, shared)
+        else:
+            operations += self._make_room(target, 0)
+            shared = shared if shared >= WORTH else 0
+            if source is not None and shared:
+                operations.append(Copy(source, target))
+                self._sources.add(source)
+                if self._n_computed[source] > shared:
+                    operations.append(Keep(target, shared))
+        operations.sort(key=lambda operation: isinstance(operation, Forget))  # after what is loaded
+        return target, shared, operations
+
+    def _usable(self, seq: int, length: int) -> int:
+        """Return how many of the first ``length`` tokens of a slot another one can begin with."""
+        n = min(self._n_computed[seq], length)
+        least = self._n_computed[seq] if self._trim is Trim.NOTHING else self._least[seq]
+        if n < least:
+            return 0
+        # Little is not worth a copy; an idle slot that has no more than that is taken over.
+        return n if n >= WORTH or (seq in self._idle and self._n_computed[seq] - n <= SHORT_TAIL) else 0
+
+    def _is_coming(self, holders: Iterable[int], length: int) -> bool:
+        """Return whether a running slot is about to compute so much of what they share; it stops there if it has to."""
+        for seq in holders:
+            if seq in self._running and self._n_computed[seq] < length:
+                if self._trim is Trim.NOTHING:
+                    self._marks[seq] = min(length, self._marks.get(seq, length))
+                return True
+        return False
+
+    def _stored(self, prompt: Sequence[int]) -> tuple[int, int | None]:
+        """Return how many tokens of a prompt lie on the shelf, and where."""
+        most = len(prompt) - 1
+        stored, key = self._shelf.longest(prompt)
+        if key is None or self._trim is Trim.ANY:
+            return min(stored, most), key
+        whole = self._shelf.longest_whole(prompt[:most])
+        return whole if whole is not None else (0, None)
+
+    def _make_room(self, seq: int, length: int) -> list[Operation]:
+        """Return what lets a slot keep ``length`` tokens, and the shelf the rest if that is much."""
         n = self._n_computed[seq]
-        return min(n, length), seq in self._idle, -n  # an idle one that loses little
+        operations: list[Operation] = []
+        if n - length > SHORT_TAIL:
+            operations += self.save(seq)
+        if n > length:
+            operations.append(Keep(seq, length))
+        return operations
+
+    def save(self, seq: int) -> list[Operation]:
+        """Return what puts all that a slot has computed on the shelf; nothing where that lies there, or elsewhere, too."""
+        tokens = self._index.tokens(seq)[: self._n_computed[seq]]
+        length, holders = self._index.longest(tokens)
+        others = [other for other in holders if other != seq and self._n_computed[other] >= len(tokens)]
+        stored, _ = self._shelf.longest(tokens)
+        if (others and self._trim is Trim.ANY and length == len(tokens)) or stored == len(tokens):
+            return []
+        key, gone = self._shelf.put(tokens)
+        return [*([] if key is None else [Save(seq, key)]), *(Forget(each) for each in gone)]
+
+    def stop_at(self, seq: int) -> int | None:
+        """Return where a running slot is to stop for a moment, if anywhere ahead."""
+        mark = self._marks.get(seq)
+        return mark if mark is not None and mark > self._n_computed[seq] else None
+
+    def checkpoints(self) -> list[Operation]:
+        """Return what ends the operations of a plan: what has got to where it was to stop is put on the shelf."""
+        self._sources.clear()
+        operations: list[Operation] = []
+        for seq, mark in list(self._marks.items()):
+            if self._n_computed[seq] >= mark:
+                del self._marks[seq]
+                if self._n_computed[seq] == mark:
+                    operations += self.save(seq)
+        return operations
+
+    def _preference(self, seq: int, length: int) -> tuple[int, bool, int]:
+        return self._usable(seq, length), seq in self._idle, -self._n_computed[seq]  # an idle one that loses little
 
     def _target(self) -> int:
         """Return the slot to take: one beside those in use; then one that has nothing; then the one used least recently.
@@ -164,6 +298,11 @@ class Slots:
         self._n_computed[seq] = min(length, self._n_computed[seq])
         self._index.truncate(seq, self._n_computed[seq])
 
+    def cut(self, seq: int, length: int) -> int:
+        """Return how many tokens memory can keep of a slot that is to keep ``length`` of them: so many, or none."""
+        least = self._n_computed[seq] if self._trim is Trim.NOTHING else self._least[seq]
+        return length if length >= least else 0
+
     def set_computed(self, seq: int, n: int) -> None:
         """Say that memory has ``n`` tokens of a running slot, whose request goes on from there."""
         self._n_computed[seq] = n
@@ -172,6 +311,7 @@ class Slots:
         """End the request of a slot, which has generated these; what is computed stays for others."""
         del self._running[seq]
         self._idle[seq] = None
+        self._marks.pop(seq, None)
         self._index.extend(seq, generated)
         self.keep(seq, self._n_computed[seq])
         if not self._n_computed[seq]:
@@ -182,6 +322,7 @@ class Slots:
         self._running.pop(seq, None)
         self._idle.pop(seq, None)
         self._free[seq] = None
-        self._n_computed[seq] = 0
+        self._n_computed[seq] = self._least[seq] = 0
+        self._marks.pop(seq, None)
         if seq in self._index:
             self._index.remove(seq)
