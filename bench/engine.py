@@ -60,7 +60,9 @@ def endless(model: Any, **options: Any) -> Any:
     """Return greedy sampling that never ends a text."""
     import offgrid_llama as og
 
-    return og.SamplingParams(temperature=0, logit_bias=dict.fromkeys(model.vocab.eog_tokens, float("-inf")), **options)
+    return og.SamplingParams(
+        temperature=0, logit_bias=dict.fromkeys(model.vocab.eog_tokens(), float("-inf")), **options
+    )
 
 
 # Our side ---------------------------------------------------------------------------------------------------------------

@@ -395,9 +395,10 @@ def test_the_engine(name: str, tmp_path: Path) -> None:
     ARCHITECTURES[name].write(tmp_path / "model.gguf", LETTERS)
     with og.Model(tmp_path / "model.gguf") as model:
         serve(model)
+        serve(model, kv_unified=True)
 
 
-def serve(model: og.Model) -> None:
+def serve(model: og.Model, **options: Any) -> None:
     n_seq_max = 1 if architecture(model).name == "plamo2" else 2
     system = TEXT + OTHER + TEXT[::-1]
 
@@ -407,13 +408,13 @@ def serve(model: og.Model) -> None:
         with open_context(model, n_seq_max=1) as context:
             row = decode(context, prompt)[-1]
             while len(tokens) < n:
-                row[sorted(model.vocab.eog_tokens)] = -np.inf
+                row[sorted(model.vocab.eog_tokens())] = -np.inf
                 tokens.append(int(row.argmax()))
                 row = decode(context, tokens[-1:], len(prompt) + len(tokens) - 1)[-1]
         return tokens
 
-    endless = og.SamplingParams(temperature=0, logit_bias=dict.fromkeys(model.vocab.eog_tokens, -np.inf))
-    with og.Engine(model, n_seq_max=n_seq_max, n_ctx=128 * n_seq_max, n_batch=32, **EXACT) as engine:
+    endless = og.SamplingParams(temperature=0, logit_bias=dict.fromkeys(model.vocab.eog_tokens(), -np.inf))
+    with og.Engine(model, n_seq_max=n_seq_max, n_ctx=128 * n_seq_max, n_batch=32, **EXACT, **options) as engine:
 
         def check(*prompts: Sequence[int], n: int = 5) -> list[int]:
             completions = [engine.submit(prompt, max_tokens=n, sampling=endless) for prompt in prompts]

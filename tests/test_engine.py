@@ -240,6 +240,23 @@ def test_the_cache_has_a_budget(letters: og.Model) -> None:
         assert 0 < len(states) == stats.n_shelved < 10
 
 
+def test_one_cache_for_all(letters: og.Model) -> None:
+    """With kv_unified a request may have all positions; those that do not fit beside others wait, and all is shared."""
+    with pytest.raises(og.ContextLengthError, match="kv_unified"), make(letters) as engine:
+        engine.submit([7] * 600)
+    with make(letters, kv_unified=True) as engine:
+        long = engine.submit([7] * 600, max_tokens=400, sampling=ENDLESS)
+        others = [engine.submit([8 + i] * 30, max_tokens=20, sampling=ENDLESS) for i in range(6)]
+        assert len(long.result().tokens) == 400
+        for i, other in enumerate(others):
+            assert other.result().tokens == alone(letters, [8 + i] * 30, 20, ENDLESS)[0]
+        several = engine.generate([9] * 200, n=4, max_tokens=150, sampling=ENDLESS)  # 4 * 350 are more than 1,024
+        assert [len(answer.tokens) for answer in several.answers] == [150] * 4
+        assert engine.stats().n_failed_steps == 0
+        settle(engine)
+        idle(engine)
+
+
 def test_eight_that_arrive_together_compute_their_prefix_once(letters: og.Model) -> None:
     """No token of a shared beginning is computed twice."""
     system = [random.Random(1).randrange(7, 57) for _ in range(150)]
@@ -405,7 +422,9 @@ class Schedule:
         self.model = model
         self.rng = rng = random.Random(seed)
         n_seq_max = rng.randint(1, 4)
-        self.engine = driven(model, n_seq_max, n_batch=rng.choice([8, 64]))
+        unified = rng.random() < 0.3  # and with less room than all may need
+        n_ctx = N_CTX_SEQ if unified else n_seq_max * N_CTX_SEQ
+        self.engine = driven(model, n_seq_max, n_batch=rng.choice([8, 64]), kv_unified=unified, n_ctx=n_ctx)
         self.said: list[tuple[list[int], int, og.SamplingParams, og.Completion]] = []
         self.cancelled: set[Completion] = set()
 
@@ -669,6 +688,24 @@ def test_a_shelf_that_fails(letters: og.Model, monkeypatch: pytest.MonkeyPatch) 
             ask(prompt)
         assert engine.stats().n_shelved == len(runner._states)
     assert engine.stats().n_failed_steps == 1
+    idle(engine)
+    engine._loop._stop()
+
+
+def test_a_memory_that_has_forgotten(letters: og.Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where llama.cpp has nothing left to go back to, the prompt is computed again."""
+    engine = driven(letters, 1)
+    runner = engine._loop._runner
+    assert isinstance(runner, Runner)
+    remove = og.Memory.remove
+    for prompt in ([7] * 60, [*[7] * 50, 8]):
+        completion = engine.submit(prompt, max_tokens=8, sampling=ENDLESS)
+        turns(engine)
+        assert completion.result().tokens == alone(letters, prompt, 8, ENDLESS)[0]
+        monkeypatch.setattr(og.Memory, "remove", lambda self, seq, p0=-1: p0 <= 0 and remove(self, seq, p0))
+    assert completion.usage.cached_tokens == 0
+    assert engine.stats().n_failed_steps == 1
+    monkeypatch.undo()
     idle(engine)
     engine._loop._stop()
 

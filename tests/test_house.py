@@ -20,7 +20,9 @@ ORDER = [
     "sampling_params", "fast_sampling", "step", "memory_plan", "quantize", "embedding", "reranking", "generate", "infill",
     "engine", "chat", "cli",
 ]  # fmt: skip
-PURE_ENGINE = {f"engine/{name}" for name in ("prefixes", "request", "slots", "scheduler", "pace", "guessing", "shelf")}
+PURE_ENGINE = {
+    f"engine/{name}" for name in ("cells", "guessing", "pace", "prefixes", "request", "scheduler", "shelf", "slots")
+}
 STANDARD_LIBRARY_ONLY = {"errors", "text", "gbnf", "gguf_bytes", "replacing", *PURE_ENGINE}
 MAY_IMPORT_CAPI = set(ORDER[ORDER.index("_handle") : ORDER.index("generate")]) - {"store"}
 HEAVY = {"numpy", "jinja2", "llguidance", "rich", "typer", "huggingface_hub", "filelock", "asyncio"}

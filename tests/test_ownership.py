@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pytest
 
 import offgrid_llama as og
@@ -80,6 +81,7 @@ USES: dict[type, dict[str, Callable[[Any], Any] | None]] = {
         "score": lambda f: f.vocab.score(1),
         "attr": lambda f: f.vocab.attr(1),
         "is_eog": lambda f: f.vocab.is_eog(1),
+        "eog_tokens": lambda f: f.vocab.eog_tokens(),
         "is_control": lambda f: f.vocab.is_control(1),
         "suppress_tokens": lambda f: f.vocab.suppress_tokens(),
     },
@@ -97,6 +99,7 @@ USES: dict[type, dict[str, Callable[[Any], Any] | None]] = {
         "set_loras": lambda f: f.context.set_loras(),
         "set_control_vector": lambda f: f.context.set_control_vector(None),
         "cancel": lambda f: f.context.cancel(),
+        "release_threads": lambda f: f.context.release_threads(),
         "synchronize": lambda f: f.context.synchronize(),
         "n_threads": lambda f: f.context.n_threads,
         "n_threads_batch": lambda f: f.context.n_threads_batch,
@@ -131,6 +134,7 @@ USES: dict[type, dict[str, Callable[[Any], Any] | None]] = {
     og.SamplerChain: {
         "add": lambda f: f.chain.add(f.sampler),
         "sample": lambda f: f.chain.sample(f.context, -1),
+        "choose": lambda f: f.chain.choose(np.zeros(f.model.vocab.n_tokens, np.float32)),
         "accept": lambda f: f.chain.accept(1),
         "reset": lambda f: f.chain.reset(),
         "clone": lambda f: f.chain.clone(),
@@ -187,7 +191,7 @@ def test_using_before_close_works(family: Family, tmp_path: Path, monkeypatch: p
     monkeypatch.chdir(tmp_path)
     for uses in USES.values():
         for name, use in uses.items():
-            if use and name not in ("accept", "add", "sample", "clone", "shift", "divide"):
+            if use and name not in ("accept", "add", "choose", "sample", "clone", "shift", "divide"):
                 family.batch.clear()
                 family.memory.clear()
                 family.batch.add_sequence([1, 2], logits="all")

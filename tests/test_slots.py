@@ -175,7 +175,10 @@ def test_a_window_is_loaded_whole_or_not() -> None:
     assert (loaded.n_cached, loaded.operations[-1]) == (len(SYSTEM) + 1, Load(0, 0))
     slots.advance(0, 1)
     slots.release(0)
-    assert taken(slots, [*SYSTEM, 3, 4]).n_cached == 0  # what was loaded is not cut either
+    assert taken(slots, [*SYSTEM, 1, 2, 5, 6]).n_cached == len(SYSTEM) + 2  # goes on in its place
+    slots.advance(0, 2)
+    slots.release(0)
+    assert taken(slots, [*SYSTEM, 3, 4]).n_cached == 0  # what was loaded is not cut, either
 
 
 def test_a_state_is_kept_where_texts_part() -> None:
@@ -200,27 +203,35 @@ texts = st.lists(st.sampled_from([SYSTEM, SYSTEM[:20], [1] * 20, [2] * 20, [3], 
 class Machine(RuleBasedStateMachine):
     """Requests of any kind, with a memory that does what it is told."""
 
-    @initialize(n=st.integers(1, 5), trim=st.sampled_from(Trim), room=st.sampled_from([0, 100, 10_000]))
-    def begin(self, n: int, trim: Trim, room: int) -> None:
+    @initialize(
+        n=st.integers(1, 5),
+        trim=st.sampled_from(Trim),
+        room=st.sampled_from([0, 100, 10_000]),
+        n_cells=st.sampled_from([None, 400, 800]),
+    )
+    def begin(self, n: int, trim: Trim, room: int, n_cells: int | None) -> None:
         self.n = n
         self.trim = trim
         self.room = room
         self.store = Shelf(room)
-        self.slots = Slots(n, trim=trim, shelf=self.store)
+        self.n_cells = n_cells
+        self.slots = Slots(n, trim=trim, shelf=self.store, n_cells=n_cells)
         self.shelf: dict[int, list[int]] = {}
+        self.cells: list[list[object]] = [[] for _ in range(n)]  # of each token in memory
+        self.room_left: dict[int, int] = {}
         self.loaded = [0] * n  # what came from the shelf, and cannot be cut
         self.memory: list[list[int]] = [[] for _ in range(n)]
         self.todo: dict[int, list[int]] = {}
         self.generated: dict[int, list[int]] = {}
 
-    @rule(parts=texts)
-    def take(self, parts: list[list[int]]) -> None:
+    @rule(parts=texts, more=st.integers(1, 100))
+    def take(self, parts: list[list[int]], more: int) -> None:
         prompt = [token for part in parts for token in part]
-        found = self.slots.take(prompt)
+        found = self.slots.take(prompt, more)
         if isinstance(found, Wait):
             self.do(self.slots.checkpoints())  # the plan ends here
             assert self.todo  # somebody will end
-            assert found is Wait.PREFIX or len(self.todo) == self.n
+            assert found is Wait.PREFIX or len(self.todo) == self.n or self.n_cells
             return
         self.do(found.operations)
         assert found.seq not in self.todo
@@ -228,9 +239,19 @@ class Machine(RuleBasedStateMachine):
         assert self.memory[found.seq] == prompt[: found.n_cached]
         self.todo[found.seq] = prompt[found.n_cached :]
         self.generated[found.seq] = []
+        self.room_left[found.seq] = more
+
+    def fill(self) -> None:
+        """Let tokens that are new have cells of their own, and see that there are enough."""
+        for cells, memory in zip(self.cells, self.memory, strict=True):
+            del cells[len(memory) :]
+            cells += [object() for _ in memory[len(cells) :]]
+        assert self.n_cells is None or len({cell for cells in self.cells for cell in cells}) <= self.n_cells
 
     def do(self, operations: Sequence[Operation]) -> None:
-        for operation in operations:
+        for operation in sorted(operations, key=lambda operation: isinstance(operation, Forget)):
+            if isinstance(operation, Copy):
+                self.cells[operation.target] = list(self.cells[operation.source])
             if isinstance(operation, Keep) and self.trim is Trim.COMPUTED:
                 assert operation.length == 0 or operation.length >= self.loaded[operation.seq]
             operate(self.memory, self.shelf, operation, self.trim)
@@ -240,6 +261,7 @@ class Machine(RuleBasedStateMachine):
                 self.loaded[operation.target] = self.loaded[operation.source]
             elif isinstance(operation, Keep) and operation.length == 0:
                 self.loaded[operation.seq] = 0
+            self.fill()
         for operation in operations:
             if isinstance(operation, Save) and operation.key in self.shelf:
                 for key in self.store.weigh(operation.key, len(self.shelf[operation.key])):
@@ -262,7 +284,9 @@ class Machine(RuleBasedStateMachine):
         self.memory[seq] += todo[:n]
         self.slots.advance(seq, len(todo[:n]))
         del todo[:n]
-        if not todo:
+        self.fill()
+        if not todo and self.room_left[seq]:
+            self.room_left[seq] -= 1
             todo.append(token)
             self.generated[seq].append(token)
 
@@ -275,6 +299,7 @@ class Machine(RuleBasedStateMachine):
         if lost:
             self.memory[seq] = []
             self.loaded[seq] = 0
+            self.fill()
             self.slots.drop(seq)
         else:
             self.slots.release(seq, self.generated[seq])

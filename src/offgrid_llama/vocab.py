@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import threading
 from collections.abc import Sequence
-from functools import cached_property, partial
+from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING, TypeVar
 
@@ -77,6 +77,7 @@ class Vocab:
         self._handle = model._handle
         self._pieces: dict[int, bytes] = {}  # of the tokens that were asked for
         self._texts: dict[int | None, str] = {}  # and of those that were asked for alone
+        self._eog: frozenset[int] | None = None
         self._characters: set[str] = set()  # that are tokens; filled by _special_texts()
         self._specials: dict[bool, list[bytes]] = {}
         with self._handle as ptr:
@@ -254,11 +255,12 @@ class Vocab:
         with self._handle:
             return bool(lib.llama_vocab_is_eog(self._ptr, self._id("token", token)))
 
-    @cached_property
     def eog_tokens(self) -> frozenset[int]:
-        """All tokens that end the generation; see ``is_eog``."""
+        """Return all tokens that end the generation; see ``is_eog``."""
         with self._handle:
-            return frozenset(filter(lambda token: lib.llama_vocab_is_eog(self._ptr, token), range(self.n_tokens)))
+            if self._eog is None:
+                self._eog = frozenset(t for t in range(self.n_tokens) if lib.llama_vocab_is_eog(self._ptr, t))
+            return self._eog
 
     def is_control(self, token: int) -> bool:
         """Whether the token is no text (``llama_vocab_is_control``)."""

@@ -52,8 +52,9 @@ class Engine:
     Args:
         model: a Model, or the name or path of one, which the engine then loads, and closes.
         n_seq_max: most requests that generate at once; others wait in the queue.
-        n_ctx: positions in all sequences together; each has ``n_ctx / n_seq_max``. None is as many as the model was trained
-            for, 4,096 at most, for each.
+        n_ctx: positions in all sequences together. Each has ``n_ctx / n_seq_max``; with ``kv_unified=True`` a request waits
+            until as many are left as its prompt and ``max_tokens`` take. None is as many as the model was trained for, 4,096
+            at most, for each.
         n_batch: most tokens of a step; more than ``n_seq_max``.
         max_queue: most requests that wait.
         cache_bytes: host memory for what finished requests have computed, once their sequences are needed for others; and of
@@ -101,9 +102,9 @@ class Engine:
         self.n_ctx_seq = runner.context.n_ctx_seq
         self._loop = Loop(
             f"Engine of {self.model._handle.name}", runner, n_seq_max=n_seq_max, n_batch=n_batch,
-            n_ctx_seq=self.n_ctx_seq, eog=self.model.vocab.eog_tokens, max_queue=max_queue,
+            n_ctx_seq=self.n_ctx_seq, eog=self.model.vocab.eog_tokens(), max_queue=max_queue,
             n_guessed=N_GUESSED if runner.trim is not Trim.NOTHING and on_step is None else 0, trim=runner.trim,
-            shelf_bytes=cache_bytes,
+            shelf_bytes=cache_bytes, n_cells=runner.n_cells,
         )  # fmt: skip
         self._loop.start()
         self._finalizer = weakref.finalize(self, _finalize, self._loop, self.model if self._own else None)
@@ -165,7 +166,7 @@ class Engine:
         if len(tokens) >= self.n_ctx_seq:
             raise ContextLengthError(
                 f"the prompt has {len(tokens)} tokens and a sequence has {self.n_ctx_seq}: there is no room to generate. "
-                "Make the engine with a larger n_ctx, or a smaller n_seq_max",
+                "Make the engine with a larger n_ctx, a smaller n_seq_max, or kv_unified=True",
                 n_tokens=len(tokens), n_ctx=self.n_ctx_seq,
             )  # fmt: skip
         params = _params(

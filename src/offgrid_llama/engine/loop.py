@@ -98,6 +98,7 @@ class Loop:
         n_guessed: most tokens that are guessed in a step.
         trim: what its memory can forget.
         shelf_bytes: room for what has to leave it.
+        n_cells: how many positions its sequences share; None where each has its own.
     """
 
     def __init__(
@@ -113,11 +114,12 @@ class Loop:
         n_guessed: int = 0,
         trim: Trim = Trim.ANY,
         shelf_bytes: int = 0,
+        n_cells: int | None = None,
     ) -> None:
         self.name = name
         self._runner = runner
         self._shelf = Shelf(shelf_bytes)
-        self._slots = Slots(n_seq_max, trim=trim, shelf=self._shelf)
+        self._slots = Slots(n_seq_max, trim=trim, shelf=self._shelf, n_cells=n_cells)
         self._pace = Pace(n_batch)
         self._costs = Costs()
         self._scheduler = Scheduler(

@@ -62,6 +62,7 @@ class Runner:
 
     Attributes:
         trim: what memory can forget.
+        n_cells: how many positions the sequences share; None where each has its own.
         saved: the keys and bytes of what the last step has put on the shelf.
         seconds: how long the last step has taken, without waiting for the GIL.
         n_steps: how many steps the last call has made.
@@ -88,6 +89,8 @@ class Runner:
         )  # fmt: skip
         whole = model.is_recurrent or model.is_hybrid or (model.n_swa > 0 and not self.context.params.swa_full)
         self.trim = Trim.NOTHING if whole else Trim.COMPUTED if model.n_swa else Trim.ANY
+        shares = self.context.params.kv_unified and not model.is_recurrent
+        self.n_cells = self.context.n_ctx if shares else None
         self._step = Step(self.context, n_groups=n_seq_max)
         self._hook = on_step
         self._gil_seconds = 0.0  # waited after a call, lately
@@ -100,7 +103,7 @@ class Runner:
     def run(self, plan: Plan) -> dict[Request, Sampled]:
         """Make a step, and return what was sampled.
 
-        Raises as ``Context.decode`` does, and StateError where something did not come back from the shelf; then
+        Raises as ``Context.decode`` does, and StateError where something was lost; then
         ``sampled()`` has what steps before the one that failed have sampled, and ``lengths()`` what memory holds.
         """
         step = self._step
@@ -148,7 +151,9 @@ class Runner:
         elif isinstance(operation, Forget):
             self._states.pop(operation.key, None)
         elif not memory.remove(operation.seq, operation.length):
-            raise RuntimeError(f"{memory!r} does not forget what follows position {operation.length}")
+            # llama.cpp has given cells that are out of the sliding window to others, also where swa_full keeps them.
+            memory.remove(operation.seq, 0)
+            return StateError(f"{memory!r} has nothing left before position {operation.length}")
         return None
 
     def _save(self, operation: Save) -> int | None:

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from .guessing import Costs
 from .request import FinishReason, Request
-from .slots import Keep, Operation, Slots, Taken, Wait
+from .slots import Forget, Keep, Operation, Slots, Taken, Wait
 
 __all__ = ["Plan", "Rows", "Scheduler"]
 
@@ -152,6 +152,7 @@ class Scheduler:
         operations, self._operations = self._operations, []
         admitted = self._admit(operations) if self._waiting and not self._suspects else []
         operations += self._slots.checkpoints()
+        operations.sort(key=lambda operation: isinstance(operation, Forget))  # it may be loaded before
         rows: list[Rows] = []
         prompts: list[_Run] = []
         slots, n_ctx_seq = self._slots, self._n_ctx_seq
@@ -255,6 +256,7 @@ class Scheduler:
                 kept = self._slots.cut(run.seq, kept)
                 self._operations.append(Keep(run.seq, kept))
             run.todo = text[kept:]
+            run.request.n_cached = min(run.request.n_cached, kept)
             self._slots.set_computed(run.seq, kept)
         for seq, length in enumerate(lengths):
             if self._slots.n_computed(seq) > length:
@@ -302,7 +304,7 @@ class Scheduler:
             request = entry[2]
             if request.finish_reason is not None:
                 continue
-            taken = self._slots.take(request.prompt)
+            taken = self._slots.take(request.prompt, min(request.max_tokens, self._n_ctx_seq - len(request.prompt)))
             if isinstance(taken, Taken):
                 request.seq, request.n_cached = taken.seq, taken.n_cached
                 self._running[request] = _Run(request, taken.seq, list(request.prompt[taken.n_cached :]))

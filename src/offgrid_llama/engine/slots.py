@@ -12,6 +12,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import Enum
 
+from .cells import Cells
 from .prefixes import PrefixIndex
 from .shelf import Shelf
 
@@ -103,6 +104,7 @@ class Slots:
         n_seq_max: how many there are; sequence ids are 0 to ``n_seq_max - 1``.
         trim: what of a sequence memory can forget.
         shelf: where to put what has to make room; None is nowhere.
+        n_cells: how many positions all have together, where they share them (``kv_unified``); None where each has its own.
     """
 
     def __init__(
@@ -111,10 +113,13 @@ class Slots:
         *,
         trim: Trim = Trim.ANY,
         shelf: Shelf | None = None,
+        n_cells: int | None = None,
     ) -> None:
         self._trim = trim
         self._shelf = Shelf(0) if shelf is None else shelf
         self._least = [0] * n_seq_max  # no slot can be cut to fewer tokens, but to none
+        self._cells = None if n_cells is None else Cells(n_cells)
+        self._evicted: list[Operation] = []  # by what waits still
         self._sources: set[int] = set()  # of copies in the plan that is being made
         self._marks: dict[int, int] = {}  # where a running one is to stop for a moment, as others go on from there
         self._index: PrefixIndex[int] = PrefixIndex()  # of what each idle one has, and of the prompts of the others
@@ -151,8 +156,11 @@ class Slots:
         """Return the tokens of a slot: of an idle one those in memory, of one in use the prompt."""
         return self._index.tokens(seq) if seq in self._index else []
 
-    def take(self, prompt: Sequence[int]) -> Taken | Wait:
-        """Give a slot to a request. At least the prompt's last token is left to compute, as its logits are needed."""
+    def take(self, prompt: Sequence[int], room: int = 0) -> Taken | Wait:
+        """Give a slot to a request, which is to have room for so many tokens more.
+
+        At least the prompt's last token is left to compute, as its logits are needed.
+        """
         if not self._free and not self._idle:
             return Wait.SLOT
         most = len(prompt) - 1
@@ -169,15 +177,23 @@ class Slots:
             key = None
         if key is not None and self._target() in self._sources:  # it is copied in the next decode, as it is then
             return Wait.PREFIX
+        if self._cells is not None and not self._fit(min(len(prompt) - shared + room, self._cells.n), source):
+            if source not in self._idle:
+                return Wait.SLOT
+            self._evict(source)
+            return self.take(prompt, room)
         target, shared, operations = self._prepare(source, shared, key)
-        self.drop(target)
+        operations[:0], self._evicted = self._evicted, []
+        least = self._least[source] if source is not None and shared else 0
+        if key is not None and self._trim is Trim.COMPUTED:
+            least = shared
+        self._take_cells(target, source, shared, len(prompt) + room)
+        self._forget(target)
         del self._free[target]
         self._running[target] = None
         self._index.extend(target, prompt)
         self._n_computed[target] = shared
-        self._least[target] = shared if key is not None and self._trim is Trim.COMPUTED else 0
-        if source is not None and source != target:
-            self._least[target] = min(self._least[source], shared)
+        self._least[target] = least
         if self._trim is Trim.NOTHING and length >= WORTH and length > shared:
             self._marks[target] = length  # whoever comes next with this beginning finds it
         return Taken(target, shared, tuple(operations))
@@ -205,7 +221,6 @@ class Slots:
                 self._sources.add(source)
                 if self._n_computed[source] > shared:
                     operations.append(Keep(target, shared))
-        operations.sort(key=lambda operation: isinstance(operation, Forget))  # after what is loaded
         return target, shared, operations
 
     def _usable(self, seq: int, length: int) -> int:
@@ -264,7 +279,7 @@ class Slots:
     def checkpoints(self) -> list[Operation]:
         """Return what ends the operations of a plan: what has got to where it was to stop is put on the shelf."""
         self._sources.clear()
-        operations: list[Operation] = []
+        operations, self._evicted = self._evicted, []
         for seq, mark in list(self._marks.items()):
             if self._n_computed[seq] >= mark:
                 del self._marks[seq]
@@ -282,7 +297,36 @@ class Slots:
         """
         return min((*self._free, *self._idle), key=lambda seq: (-self._n_beside(seq), seq not in self._free))
 
+    def _fit(self, n: int, source: int | None) -> bool:
+        """Make room for ``n`` cells, by what idle slots have, but for the one to begin with; return whether there is."""
+        cells = self._cells
+        for seq in [seq for seq in self._idle if seq != source]:
+            if cells is None or cells.free >= n:
+                break
+            self._evict(seq)
+        return cells is None or cells.free >= n
+
+    def _evict(self, seq: int) -> None:
+        self._evicted += self._make_room(seq, 0)
+        self.drop(seq)
+
+    def _take_cells(self, target: int, source: int | None, shared: int, n: int) -> None:
+        """Count the cells of a slot that is taken: those that it shares, and all that it may need."""
+        if self._cells is None:
+            return
+        if source != target:
+            self._cells.cut(target, 0)
+            if source is not None and shared:
+                self._cells.share(source, target, shared)
+            elif shared:
+                self._cells.add(target, shared)
+        else:
+            self._cells.cut(target, shared)
+        self._cells.add(target, min(n, self._cells.n) - shared)
+
     def _n_beside(self, seq: int) -> int:
+        if self._cells is not None:
+            return 0
         return (seq - 1 in self._running) + (seq + 1 in self._running) if self._running else 0
 
     def _is_as_good(self, source: int, target: int, shared: int) -> bool:
@@ -297,6 +341,8 @@ class Slots:
         """Say that memory has lost all of a slot but its first ``length`` tokens; its request is to compute no more."""
         self._n_computed[seq] = min(length, self._n_computed[seq])
         self._index.truncate(seq, self._n_computed[seq])
+        if self._cells is not None:
+            self._cells.cut(seq, self._n_computed[seq])
 
     def cut(self, seq: int, length: int) -> int:
         """Return how many tokens memory can keep of a slot that is to keep ``length`` of them: so many, or none."""
@@ -306,6 +352,7 @@ class Slots:
     def set_computed(self, seq: int, n: int) -> None:
         """Say that memory has ``n`` tokens of a running slot, whose request goes on from there."""
         self._n_computed[seq] = n
+        self._least[seq] = min(n, self._least[seq])
 
     def release(self, seq: int, generated: Sequence[int] = ()) -> None:
         """End the request of a slot, which has generated these; what is computed stays for others."""
@@ -319,6 +366,11 @@ class Slots:
 
     def drop(self, seq: int) -> None:
         """Say that a slot has nothing any more, whoever has it."""
+        if self._cells is not None:
+            self._cells.cut(seq, 0)
+        self._forget(seq)
+
+    def _forget(self, seq: int) -> None:
         self._running.pop(seq, None)
         self._idle.pop(seq, None)
         self._free[seq] = None

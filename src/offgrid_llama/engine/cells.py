@@ -1,0 +1,62 @@
+"""Cells: how many of a unified KV cache are taken, where sequences share those of what they begin with (pure)."""
+
+from __future__ import annotations
+
+__all__ = ["Cells"]
+
+
+class _Run:
+    """Cells that follow each other, and how many sequences have them."""
+
+    __slots__ = ("n", "owners")
+
+    def __init__(self, n: int) -> None:
+        self.n = n
+        self.owners = 1
+
+
+class Cells:
+    """The cells of a cache, by the sequences that have them. Never counts fewer as taken than are.
+
+    Args:
+        n: how many there are.
+    """
+
+    def __init__(self, n: int) -> None:
+        self.n = n
+        self.free = n
+        self._runs: dict[int, list[_Run]] = {}
+
+    def add(self, seq: int, n: int) -> None:
+        """Give a sequence ``n`` more."""
+        if n:
+            self._runs.setdefault(seq, []).append(_Run(n))
+            self.free -= n
+
+    def share(self, source: int, target: int, length: int) -> None:
+        """Let ``target``, which has none, have the first ``length`` of those of ``source``."""
+        mine = self._runs[target] = []
+        for run in self._runs.get(source, ()):
+            if length <= 0:
+                break
+            run.owners += 1
+            mine.append(run)
+            length -= run.n
+
+    def cut(self, seq: int, length: int) -> None:
+        """Let a sequence keep its first ``length``; a part of a run that others have, too, stays whole."""
+        runs = self._runs.pop(seq, [])
+        kept = []
+        for run in runs:
+            if length > 0:
+                if run.n > length and run.owners == 1:
+                    self.free += run.n - length
+                    run.n = length
+                kept.append(run)
+                length -= run.n
+            else:
+                run.owners -= 1
+                if not run.owners:
+                    self.free += run.n
+        if kept:
+            self._runs[seq] = kept
