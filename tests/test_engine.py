@@ -184,6 +184,29 @@ def test_stop_strings(engine: og.Engine) -> None:
     assert engine.generate("abc", max_tokens=5, sampling=ENDLESS, stop="never").finish_reason is FinishReason.LENGTH
 
 
+def test_what_comes_after_a_stop_string(letters: og.Model) -> None:
+    """Where a call makes several steps, the tokens after the stop string are no part of the answer, nor of its usage."""
+    engine = driven(letters)
+    runner = engine._loop._runner
+    assert isinstance(runner, Runner)
+    whole = engine.submit("abc", max_tokens=60, sampling=ENDLESS)
+    turns(engine)
+    stop = whole.text[10:14]
+    stopped = engine.submit("abc", max_tokens=60, sampling=ENDLESS, stop=stop, logprobs=1)
+    turns(engine, 2)
+    runner._gil_seconds = 1.0
+    turns(engine, 1)
+    assert stopped.done
+    assert stopped.text == whole.text[: whole.text.index(stop)]
+    assert letters.vocab.detokenize(stopped.tokens) == stopped.text + stop
+    assert stopped.usage.completion_tokens == len(stopped.tokens) == len(stopped.logprobs)
+    idle(engine)
+    again = engine.submit("abc", max_tokens=60, sampling=ENDLESS)
+    turns(engine)
+    assert again.tokens == whole.tokens
+    engine._loop._stop()
+
+
 def test_logprobs(engine: og.Engine, letters: og.Model) -> None:
     """Each token has the logprob that a softmax over the logits gives, and the pieces have those of their tokens."""
     completion = engine.generate("abc", max_tokens=6, logprobs=2, **GREEDY)

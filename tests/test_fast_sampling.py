@@ -178,15 +178,16 @@ def test_infinite_logits(value: float, tiny: og.Model) -> None:
         assert [sampler._c.top_tokens[i] for i in range(2)] == [3, 8]
 
 
+@pytest.mark.parametrize("base", [0.0, -9.0])
 @pytest.mark.parametrize("last_n", [1, 5, 64])
-def test_penalties_are_llama_cpps(last_n: int, tiny: og.Model) -> None:
+def test_penalties_are_llama_cpps(last_n: int, base: float, tiny: og.Model) -> None:
     """Step for step the same token as llama.cpp's chain: what was chosen counts, and what is too long ago does not."""
     given = params(
         temperature=0, repeat_last_n=last_n, repeat_penalty=1.4, frequency_penalty=0.3, presence_penalty=0.2,
         logit_bias={7: 1.0},
     )  # fmt: skip
     rng = np.random.default_rng(last_n)
-    logits = rng.standard_normal(N_VOCAB).astype(np.float32)
+    logits = rng.standard_normal(N_VOCAB).astype(np.float32) + np.float32(base)  # penalties multiply negative ones
     sampler = og.FastSampler(tiny.vocab, given)
     with given.chain(tiny.vocab) as chain:
         for _ in range(3):

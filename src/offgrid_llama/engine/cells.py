@@ -25,35 +25,35 @@ class Cells:
     def __init__(self, n: int) -> None:
         self.n = n
         self.free = n
-        self._runs: dict[int, list[_Run]] = {}
+        self._runs: dict[int, list[tuple[_Run, int]]] = {}  # with how many of each the sequence has
 
     def add(self, seq: int, n: int) -> None:
         """Give a sequence ``n`` more."""
         if n:
-            self._runs.setdefault(seq, []).append(_Run(n))
+            self._runs.setdefault(seq, []).append((_Run(n), n))
             self.free -= n
 
     def share(self, source: int, target: int, length: int) -> None:
         """Let ``target``, which has none, have the first ``length`` of those of ``source``."""
         mine = self._runs[target] = []
-        for run in self._runs.get(source, ()):
+        for run, n in self._runs.get(source, ()):
             if length <= 0:
                 break
             run.owners += 1
-            mine.append(run)
-            length -= run.n
+            mine.append((run, min(n, length)))
+            length -= n
 
     def cut(self, seq: int, length: int) -> None:
         """Let a sequence keep its first ``length``; a part of a run that others have, too, stays whole."""
-        runs = self._runs.pop(seq, [])
         kept = []
-        for run in runs:
+        for run, n in self._runs.pop(seq, ()):
             if length > 0:
-                if run.n > length and run.owners == 1:
-                    self.free += run.n - length
-                    run.n = length
-                kept.append(run)
-                length -= run.n
+                mine = min(n, length)
+                if run.owners == 1:
+                    self.free += run.n - mine
+                    run.n = mine
+                kept.append((run, mine))
+                length -= mine
             else:
                 run.owners -= 1
                 if not run.owners:
