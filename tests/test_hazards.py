@@ -179,9 +179,6 @@ def no_more_memory(room=0):
 def peak():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
 
-def patience():
-    resource.setrlimit(resource.RLIMIT_CPU, (60, 60))
-
 def harm(what):
     os._exit(3)
 
@@ -191,12 +188,12 @@ vocab = lib.llama_model_get_vocab(model)
 words = load(sys.argv[2], vocab_only=True)
 words_vocab = lib.llama_model_get_vocab(words)
 
-for row, source in json.loads(sys.argv[4]):
+for row, source, seconds in json.loads(sys.argv[4]):
     child = os.fork()
     if not child:
         code = 4
         try:
-            resource.setrlimit(resource.RLIMIT_CPU, (1, 60))
+            resource.setrlimit(resource.RLIMIT_CPU, (seconds, 120))
             exec(source)
             code = 5 if lib.og_caught_function() else 0
         except BaseException as error:
@@ -273,7 +270,8 @@ def test_without_its_guard_a_hazard_does_harm(
     section: str, bad_files: Path, llama_cpp_dir: Path, run_child: RunChild
 ) -> None:
     """The raw function does what its row says, so that the checks above are not for nothing."""
-    raw = [(hazard.row, hazard.raw) for hazard in HAZARDS[section] if hazard.raw]
+    # What ends by itself may take long on a busy machine; what hangs is not waited for.
+    raw = [(hazard.row, hazard.raw, 1 if hazard.ends == "hangs" else 60) for hazard in HAZARDS[section] if hazard.raw]
     vocabularies = [llama_cpp_dir / "models" / f"ggml-vocab-{name}.gguf" for name in ("gpt-2", "deepseek-coder")]
     done = run_child(RAW, bad_files, *vocabularies, json.dumps(raw), timeout=240, env=QUIET)
     assert done.returncode == 0, done.stderr[-500:]
