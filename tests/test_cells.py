@@ -1,4 +1,4 @@
-"""Cells: never fewer are counted as taken than are, and in the end all are free again."""
+"""Cells: as many are counted as taken as are, whoever shares them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ def test_against_real_cells(seed: int) -> None:
     rng = random.Random(seed)
     cells = Cells(1000)
     real: list[list[object]] = [[] for _ in range(4)]
-    whole = True  # as long as nobody is cut within what others have, too
     for _ in range(200):
         seq = rng.randrange(4)
         match rng.choice(["add", "share", "cut", "drop"]):
@@ -29,7 +28,6 @@ def test_against_real_cells(seed: int) -> None:
                 cells.cut(target, 0)
                 cells.share(seq, target, length)
                 real[target] = real[seq][:length]
-                whole = False
             case "cut":
                 length = rng.randint(0, len(real[seq]))
                 cells.cut(seq, length)
@@ -38,11 +36,7 @@ def test_against_real_cells(seed: int) -> None:
                 cells.cut(seq, 0)
                 real[seq].clear()
         taken = len({cell for own in real for cell in own})
-        assert cells.free <= 1000 - taken
-        if whole:
-            assert cells.free == 1000 - taken
-        if not any(real):
-            assert cells.free == 1000
+        assert cells.free == 1000 - taken
     for seq in range(4):
         cells.cut(seq, 0)
     assert cells.free == 1000

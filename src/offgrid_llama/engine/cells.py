@@ -6,17 +6,25 @@ __all__ = ["Cells"]
 
 
 class _Run:
-    """Cells that follow each other, and how many sequences have them."""
+    """Cells that follow each other: how many of the first of them each sequence has."""
 
-    __slots__ = ("n", "owners")
+    __slots__ = ("lengths",)
 
-    def __init__(self, n: int) -> None:
-        self.n = n
-        self.owners = 1
+    def __init__(self) -> None:
+        self.lengths: dict[int, int] = {}
+
+    def set(self, seq: int, n: int) -> int:
+        """Let a sequence have ``n``; return how many cells more are taken."""
+        before = max(self.lengths.values(), default=0)
+        if n:
+            self.lengths[seq] = n
+        else:
+            self.lengths.pop(seq, None)
+        return max(self.lengths.values(), default=0) - before
 
 
 class Cells:
-    """The cells of a cache, by the sequences that have them. Never counts fewer as taken than are.
+    """The cells of a cache, by the sequences that have them.
 
     Args:
         n: how many there are.
@@ -25,38 +33,34 @@ class Cells:
     def __init__(self, n: int) -> None:
         self.n = n
         self.free = n
-        self._runs: dict[int, list[tuple[_Run, int]]] = {}  # with how many of each the sequence has
+        self._runs: dict[int, list[_Run]] = {}  # by sequence
 
     def add(self, seq: int, n: int) -> None:
         """Give a sequence ``n`` more."""
         if n:
-            self._runs.setdefault(seq, []).append((_Run(n), n))
-            self.free -= n
+            run = _Run()
+            self._runs.setdefault(seq, []).append(run)
+            self.free -= run.set(seq, n)
 
     def share(self, source: int, target: int, length: int) -> None:
         """Let ``target``, which has none, have the first ``length`` of those of ``source``."""
         mine = self._runs[target] = []
-        for run, n in self._runs.get(source, ()):
+        for run in self._runs.get(source, ()):
             if length <= 0:
                 break
-            run.owners += 1
-            mine.append((run, min(n, length)))
+            n = run.lengths[source]
+            run.set(target, min(n, length))
+            mine.append(run)
             length -= n
 
     def cut(self, seq: int, length: int) -> None:
-        """Let a sequence keep its first ``length``; a part of a run that others have, too, stays whole."""
+        """Let a sequence keep its first ``length``."""
         kept = []
-        for run, n in self._runs.pop(seq, ()):
-            if length > 0:
-                mine = min(n, length)
-                if run.owners == 1:
-                    self.free += run.n - mine
-                    run.n = mine
-                kept.append((run, mine))
-                length -= mine
-            else:
-                run.owners -= 1
-                if not run.owners:
-                    self.free += run.n
+        for run in self._runs.pop(seq, ()):
+            mine = min(run.lengths[seq], max(length, 0))
+            self.free -= run.set(seq, mine)
+            length -= mine
+            if mine:
+                kept.append(run)
         if kept:
             self._runs[seq] = kept

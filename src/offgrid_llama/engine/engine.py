@@ -19,7 +19,8 @@ from ..model import Model
 from ..sampling_params import SamplingParams
 from ..text import TextStream
 from .completion import Answer, Completion, Events, Piece
-from .guessing import Lookup
+from .drafter import check_draft
+from .guessing import Acceptance, Drafting, Lookup
 from .loop import EngineStats, Loop
 from .request import Request
 from .runner import Runner, StepView
@@ -57,13 +58,15 @@ class Engine:
             at most, for each.
         n_batch: most tokens of a step; more than ``n_seq_max``.
         max_queue: most requests that wait.
+        draft: a small model with the same vocabulary, or the name or path of one: it guesses the next tokens, and the model
+            checks several in one step, where that pays. The answers are the same, but for the rounding of larger batches.
         cache_bytes: host memory for what finished requests have computed, once their sequences are needed for others; and of
             models whose memory cannot be cut, for the beginnings that prompts share. 0 is none.
         on_step: called in the engine's thread in each step, before tokens are sampled, with the StepView of all of them:
             whose they are, and their logits as one writable array. What it raises is logged, and harms no request.
         context: further arguments of Context, such as ``n_threads``, ``type_k`` or ``flash_attn_type``.
 
-    Raises ContextError, and what Model raises for a name or path.
+    Raises ContextError, ValueError for a draft model that does not fit, and what Model raises for a name or path.
 
     Attributes:
         model: the Model.
@@ -78,6 +81,7 @@ class Engine:
         n_ctx: int | None = None,
         n_batch: int = 512,
         max_queue: int = 10_000,
+        draft: Model | str | os.PathLike[str] | None = None,
         cache_bytes: int = 2**30,
         on_step: Callable[[StepView], object] | None = None,
         **context: Any,
@@ -86,28 +90,32 @@ class Engine:
         n_batch = number("n_batch", n_batch, n_seq_max + 1)
         max_queue = number("max_queue", max_queue, 1)
         cache_bytes = number("cache_bytes", cache_bytes, 0, 2**63)
-        self._own = not isinstance(model, Model)
-        self.model: Model = model if isinstance(model, Model) else Model(model)
+        self._own: list[Model] = []
+        self.model: Model = self._load(model)
         try:
+            small = None if draft is None else self._load(draft)
+            if small is not None:
+                check_draft(small, self.model)
             if n_ctx is None:
                 n_ctx = n_seq_max * min(self.model.n_ctx_train or DEFAULT_N_CTX_SEQ, DEFAULT_N_CTX_SEQ)
             runner = Runner(
                 self.model, n_ctx=n_ctx, n_seq_max=n_seq_max, n_batch=n_batch, n_guessed=N_GUESSED,
-                on_step=on_step, options=context,
+                on_step=on_step, draft=small, options=context,
             )  # fmt: skip
         except BaseException:
-            if self._own:
-                self.model.close()
+            _close(self._own)
             raise
         self.n_ctx_seq = runner.context.n_ctx_seq
+        guesses = runner.trim is not Trim.NOTHING and on_step is None
+        self._drafting = Drafting() if small is not None and guesses else None
         self._loop = Loop(
             f"Engine of {self.model._handle.name}", runner, n_seq_max=n_seq_max, n_batch=n_batch,
             n_ctx_seq=self.n_ctx_seq, eog=self.model.vocab.eog_tokens(), max_queue=max_queue,
-            n_guessed=N_GUESSED if runner.trim is not Trim.NOTHING and on_step is None else 0, trim=runner.trim,
+            n_guessed=N_GUESSED if guesses else 0, drafting=self._drafting, trim=runner.trim,
             shelf_bytes=cache_bytes, n_cells=runner.n_cells,
         )  # fmt: skip
         self._loop.start()
-        self._finalizer = weakref.finalize(self, _finalize, self._loop, self.model if self._own else None)
+        self._finalizer = weakref.finalize(self, _finalize, self._loop, self._own)
 
     def submit(
         self,
@@ -126,6 +134,7 @@ class Engine:
         stop: str | Iterable[str] = (),
         logprobs: int | None = None,
         lookup: bool = True,
+        draft: bool = True,
         logits_processors: Sequence[LogitsProcessor] = (),
         parse_special: bool = False,
     ) -> Completion:
@@ -145,6 +154,7 @@ class Engine:
                 biases, penalties and temperature.
             lookup: guess the next tokens by what has followed the same ones before, in the prompt or the answer, and check
                 several in one step, where that pays. The answer is the same, but for the rounding of larger batches.
+            draft: let the engine's draft model guess, if it has one.
             logits_processors: functions of (token ids so far with the prompt's, logits), called for each token one after the
                 other in the engine's thread. The logits are float32[n_vocab], to be changed in place; what a function
                 returns, unless None, stands in their place. What it raises ends this request, and no other.
@@ -186,6 +196,8 @@ class Engine:
                 request = Request(tokens, max_tokens, number("priority", priority, -(2**31)), samplers[-1])
                 request.processors = processors
                 request.guesser = Lookup(tokens) if lookup and not processors else None
+                if self._drafting is not None and draft and not processors:
+                    request.acceptance = Acceptance(self._drafting.chance)
                 request.answer = Answer(index, samplers[-1].seed, request, TextStream(stops), events)
                 events.answers.append(request.answer)
             events.n_unfinished = n
@@ -229,15 +241,14 @@ class Engine:
         return bool(self._loop.closed)
 
     def close(self, *, drain: bool = False) -> None:
-        """Free the context, and the model if the engine has loaded it. May be called twice.
+        """Free the context, and the models that the engine has loaded. May be called twice.
 
         Requests end as cancelled; with ``drain`` those that were submitted before go on to their end, and this waits for
         them.
         """
         self._loop.close(drain)
         self._finalizer.detach()
-        if self._own:
-            self.model.close()
+        _close(self._own)
 
     def __enter__(self) -> Self:
         self._loop.check_open()
@@ -250,6 +261,13 @@ class Engine:
 
     def __repr__(self) -> str:
         return f"<{self._loop.name}{f' ({self._loop.closed})' if self._loop.closed else ''}>"
+
+    def _load(self, model: Model | str | os.PathLike[str]) -> Model:
+        """Return a model, and close it with the engine if it was not one before."""
+        if isinstance(model, Model):
+            return model
+        self._own.append(Model(model))
+        return self._own[-1]
 
     def _tokens(self, prompt: str | bytes | Sequence[int], parse_special: bool) -> list[int]:
         vocab = self.model.vocab
@@ -277,7 +295,12 @@ def _params(sampling: SamplingParams | None, **given: Any) -> SamplingParams:
     return replace(sampling or SamplingParams(), **{key: value for key, value in given.items() if value is not None})
 
 
-def _finalize(loop: Loop, model: Model | None) -> None:
+def _close(models: list[Model]) -> None:
+    for model in models:
+        model.close()
+
+
+def _finalize(loop: Loop, models: list[Model]) -> None:
     """Close what an Engine has left open."""
     if loop.closed:
         return
@@ -285,5 +308,4 @@ def _finalize(loop: Loop, model: Model | None) -> None:
         warnings.warn(f"unclosed {loop.name}: use `with`, or call close()", ResourceWarning, stacklevel=2)
     finally:  # the warning may be an error
         loop.close()
-        if model is not None:
-            model.close()
+        _close(models)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from queue import SimpleQueue
 from time import perf_counter
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from ..errors import Aborted, ClosedError, DecodeError, NativeError, QueueFullError, StateError
 from .completion import Answer, Events, Piece, wake
-from .guessing import Costs
+from .guessing import Costs, Drafting
 from .pace import Pace
 from .request import FinishReason, Request
 from .scheduler import Plan, Scheduler
@@ -36,6 +36,8 @@ class Runs(Protocol):
     seconds: float
     n_steps: int
     saved: list[tuple[int, int | None]]
+    drafted: dict[Request, int]
+    draft_seconds: float | None
 
     def run(self, plan: Plan) -> dict[Request, Sampled]: ...
     def sampled(self) -> dict[Request, Sampled]: ...
@@ -96,6 +98,7 @@ class Loop:
         eog: the tokens that end a text.
         max_queue: most requests that wait.
         n_guessed: most tokens that are guessed in a step.
+        drafting: how much a draft model is to guess; None where there is none.
         trim: what its memory can forget.
         shelf_bytes: room for what has to leave it.
         n_cells: how many positions its sequences share; None where each has its own.
@@ -112,6 +115,7 @@ class Loop:
         eog: Collection[int],
         max_queue: int,
         n_guessed: int = 0,
+        drafting: Drafting | None = None,
         trim: Trim = Trim.ANY,
         shelf_bytes: int = 0,
         n_cells: int | None = None,
@@ -122,9 +126,10 @@ class Loop:
         self._slots = Slots(n_seq_max, trim=trim, shelf=self._shelf, n_cells=n_cells)
         self._pace = Pace(n_batch)
         self._costs = Costs()
+        self._drafting = drafting
         self._scheduler = Scheduler(
             self._slots, n_batch=n_batch, n_ctx_seq=n_ctx_seq, eog=eog, prompt_budget=self._pace.prompt_budget,
-            costs=self._costs, n_guessed=n_guessed,
+            costs=self._costs, drafting=drafting, n_guessed=n_guessed,
         )  # fmt: skip
         self._max_queue = max_queue
         self._inbox: SimpleQueue[tuple[str, Sequence[Request]]] = SimpleQueue()
@@ -247,19 +252,27 @@ class Loop:
         except (DecodeError, NativeError, StateError) as error:
             self._restore(plan, error)
         else:
-            self._n_steps += runner.n_steps
-            self._last_step_seconds = runner.seconds
-            self._step_seconds += runner.seconds * runner.n_steps
-            if not plan.n_guessed:
-                self._pace.observe(plan.n_generating, plan.n_prompt, runner.seconds)
-            if not plan.n_prompt:
-                self._costs.observe(plan.n_generating + plan.n_guessed, runner.seconds)
-            self._give(sampled)
+            self._learn(plan)
+            self._give(sampled, runner.drafted)
         for key, n_bytes in runner.saved:
             scheduler.operate([Forget(gone) for gone in self._shelf.weigh(key, n_bytes)])
         self._plan = None
         self._flush()
         return True
+
+    def _learn(self, plan: Plan) -> None:
+        """Take what the step has cost."""
+        runner = self._runner
+        self._n_steps += runner.n_steps
+        self._last_step_seconds = runner.seconds
+        self._step_seconds += runner.seconds * runner.n_steps
+        n_guessed = plan.n_guessed + sum(runner.drafted.values())
+        if not n_guessed:
+            self._pace.observe(plan.n_generating, plan.n_prompt, runner.seconds)
+        if not plan.n_prompt:
+            self._costs.observe(plan.n_generating + n_guessed, runner.seconds)
+        if runner.draft_seconds is not None and self._drafting is not None:
+            self._drafting.observe(runner.draft_seconds)
 
     def _receive(self, what: str, requests: Sequence[Request]) -> None:
         if what == "add":
@@ -296,10 +309,11 @@ class Loop:
         else:
             self._scheduler.suspect(requests)
 
-    def _give(self, sampled: dict[Request, Sampled]) -> None:
+    def _give(self, sampled: dict[Request, Sampled], drafted: Mapping[Request, int] | None = None) -> None:
         """Turn what was sampled into text, and give it out."""
         now = perf_counter()
-        for request, tokens in self._scheduler.apply({request: each.tokens for request, each in sampled.items()}):
+        tokens_of = {request: each.tokens for request, each in sampled.items()}
+        for request, tokens in self._scheduler.apply(tokens_of, drafted):
             answer, each = request.answer, sampled[request]
             if answer.first_token is None:
                 answer.first_token = now

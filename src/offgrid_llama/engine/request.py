@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
 
-from .guessing import Lookup
+from .guessing import Acceptance, Lookup
 
 __all__ = ["FinishReason", "Request"]
 
@@ -34,7 +34,8 @@ class Request:
         priority: requests of a larger one begin first, those of the same one in the order in which they came.
         sampler: how its tokens are chosen; only the runner looks at it.
         processors: what is done to its logits before; only the runner looks at them.
-        guesser: guesses its next tokens; None where nothing is guessed.
+        guesser: guesses its next tokens by what was said before; None where nothing is guessed so.
+        acceptance: how often a draft model is right; None where it is not asked.
         answer: who gets the text; only the engine looks at it.
         tokens: token ids generated so far, without the one that ends the text.
         finish_reason: None while it waits or runs.
@@ -49,6 +50,7 @@ class Request:
     sampler: Any = None
     processors: Sequence[Any] = ()
     guesser: Lookup | None = None
+    acceptance: Acceptance | None = None
     answer: Any = None
     tokens: list[int] = field(default_factory=list)
     finish_reason: FinishReason | None = None

@@ -1,4 +1,4 @@
-"""Runner: does what a Plan says, with a Context. The only file of the engine that touches one."""
+"""Runner: does what a Plan says, with a Context. Beside the drafter the only file of the engine that touches one."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from ..errors import ClosedError, ContextError, StateError
 from ..fast_sampling import FastSampler
 from ..params import VocabType
 from ..step import Sampled, Step
+from .drafter import Drafter
 from .slots import Copy, Forget, Load, Operation, Save, Trim
 
 if TYPE_CHECKING:
@@ -36,6 +37,9 @@ thread computes, and next to nothing otherwise."""
 TOGETHER = 0.064
 """Seconds that such a call may take."""
 
+ALIKE = {"n_threads", "n_threads_batch", "flash_attn_type", "kv_unified"}
+"""Options of Context that are those of the draft model's context, too."""
+
 
 @dataclass(frozen=True, slots=True)
 class StepView:
@@ -58,12 +62,15 @@ class Runner:
         n_ctx, n_seq_max, n_batch: see Context; micro-batches are whole batches.
         n_guessed: most tokens that are guessed in a step.
         on_step: called in each step before tokens are sampled.
+        draft: the draft model; None is none.
         options: further arguments of Context.
 
     Attributes:
         trim: what memory can forget.
         n_cells: how many positions the sequences share; None where each has its own.
         saved: the keys and bytes of what the last step has put on the shelf.
+        drafted: how many tokens the draft model has guessed in the last step, by request. draft_seconds: how long it has
+            taken for each of them, where that is known.
         seconds: how long the last step has taken, without waiting for the GIL.
         n_steps: how many steps the last call has made.
     """
@@ -77,6 +84,7 @@ class Runner:
         n_batch: int,
         n_guessed: int,
         on_step: Callable[[StepView], object] | None,
+        draft: Model | None = None,
         options: dict[str, Any],
     ) -> None:
         if model.has_encoder:
@@ -92,6 +100,9 @@ class Runner:
         shares = self.context.params.kv_unified and not model.is_recurrent
         self.n_cells = self.context.n_ctx if shares else None
         self._step = Step(self.context, n_groups=n_seq_max)
+        self._drafter = None if draft is None else self._make_drafter(draft, options)
+        self.drafted: dict[Request, int] = {}
+        self.draft_seconds: float | None = None
         self._hook = on_step
         self._gil_seconds = 0.0  # waited after a call, lately
         self._requests: list[Request] = []  # whose tokens a step samples
@@ -114,19 +125,25 @@ class Runner:
             step.clear()
             self._requests = []
             raise failures[0]
+        drafts = self._draft(plan)
         step.clear()
         self._requests = []
         processed: dict[Request, int] = {}
         for rows in plan.rows:
+            request, n_guessed = rows.request, rows.n_guessed
             step.add(rows.tokens, rows.pos, rows.seq)
+            if draft := drafts.get(request):
+                draft = draft[: rows.n_draft]
+                step.add(draft, rows.pos + len(rows.tokens), rows.seq)
+                n_guessed = self.drafted[request] = len(draft)
             if rows.sample:
-                request = rows.request
                 by_hand = self._hook is not None or request.processors
-                row = step.sample(None if by_hand else request.sampler, n_guessed=rows.n_guessed, room=rows.room)
+                row = step.sample(None if by_hand else request.sampler, n_guessed=n_guessed, room=rows.room)
                 self._requests.append(request)
                 if by_hand:
                     processed[request] = row
-        several = self._gil_seconds > CONTENDED and plan.n_generating == len(plan.rows) and not plan.n_guessed
+        several = self._gil_seconds > CONTENDED and plan.n_generating == len(plan.rows)
+        several = several and not plan.n_guessed and not drafts
         self.n_steps = 0
         sampled = step.run(step.width if several else 1, TOGETHER)
         self.n_steps = step.n_done
@@ -136,6 +153,25 @@ class Runner:
         if processed:
             found.update(self._process(processed))
         return found
+
+    def _make_drafter(self, draft: Model, options: dict[str, Any]) -> Drafter:
+        context = self.context
+        alike: dict[str, Any] = {key: value for key, value in options.items() if key in ALIKE}
+        try:
+            return Drafter(
+                draft, n_vocab=context.model.vocab.n_tokens, n_ctx=context.n_ctx, n_seq_max=context.n_seq_max, options=alike
+            )  # fmt: skip
+        except BaseException:
+            context.close()
+            raise
+
+    def _draft(self, plan: Plan) -> dict[Request, list[int]]:
+        self.drafted, self.draft_seconds = {}, None
+        if not plan.n_draft or self._drafter is None:
+            return {}
+        drafts = self._drafter.guess([rows.request for rows in plan.rows if rows.n_draft], plan.n_draft)
+        self.draft_seconds = self._drafter.seconds if drafts else None
+        return drafts
 
     def _operate(self, operation: Operation) -> StateError | None:
         memory = self.context.memory
@@ -216,5 +252,7 @@ class Runner:
             self.context.release_threads()
 
     def close(self) -> None:
-        """Free the context."""
+        """Free the contexts."""
+        if self._drafter is not None:
+            self._drafter.close()
         self.context.close()

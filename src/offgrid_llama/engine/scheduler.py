@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from itertools import count
 from typing import NamedTuple
 
-from .guessing import Costs
+from .guessing import Costs, Drafting
 from .request import FinishReason, Request
 from .slots import Forget, Keep, Operation, Slots, Taken, Wait
 
@@ -29,6 +29,7 @@ class Rows(NamedTuple):
         sample: whether the next tokens are sampled from the last of them.
         room: how many tokens may be sampled.
         n_guessed: how many of the last tokens are guesses of what is sampled from the rows before them.
+        n_draft: how many more are to be guessed by the draft model.
     """
 
     request: Request
@@ -38,6 +39,7 @@ class Rows(NamedTuple):
     sample: bool
     room: int
     n_guessed: int = 0
+    n_draft: int = 0
 
 
 class Plan(NamedTuple):
@@ -48,6 +50,7 @@ class Plan(NamedTuple):
         n_generating: how many of the rows are of requests that generate: one token each, and guesses.
         n_guessed: how many guesses there are.
         n_prompt: how many tokens of prompts there are.
+        n_draft: how many tokens are to be guessed for each of the rows that say so.
     """
 
     operations: list[Operation]
@@ -56,6 +59,7 @@ class Plan(NamedTuple):
     n_generating: int
     n_guessed: int
     n_prompt: int
+    n_draft: int = 0
 
 
 class _Run:
@@ -82,6 +86,7 @@ class Scheduler:
         n_ctx_seq: most tokens of a sequence.
         eog: the tokens that end the text.
         costs: what rows cost, for guesses.
+        drafting: how much a draft model is to guess; None where there is none.
         n_guessed: most tokens that are guessed in a step.
         prompt_budget: most tokens of prompts in a step in which so many requests generate; not 0 where none does.
     """
@@ -95,6 +100,7 @@ class Scheduler:
         eog: Collection[int],
         prompt_budget: Callable[[int], int] | None = None,
         costs: Costs | None = None,
+        drafting: Drafting | None = None,
         n_guessed: int = 0,
     ) -> None:
         self._slots = slots
@@ -103,6 +109,7 @@ class Scheduler:
         self._eog = frozenset(eog)
         self._prompt_budget = prompt_budget or (lambda n_generating: n_batch)
         self._costs = costs or Costs()
+        self._drafting = drafting
         self._n_guessed = n_guessed
         self._waiting: list[tuple[int, int, Request]] = []  # a heap
         self._n_waiting = 0
@@ -165,9 +172,10 @@ class Scheduler:
             else:
                 prompts.append(run)
         n_generating = len(rows)
-        n_guessed = n_prompt = 0
+        n_guessed = n_prompt = n_draft = 0
         if not prompts and not self._suspects and self._n_guessed:
             n_guessed = self._guess(rows)
+            n_draft = self._draft(rows, n_guessed) if self._drafting is not None else 0
         if prompts:
             rows += self._share(prompts, min(self._n_batch - n_generating, self._prompt_budget(n_generating)))
             n_prompt = sum(len(row.tokens) for row in rows) - n_generating
@@ -176,11 +184,15 @@ class Scheduler:
         if not rows:
             self._operations = operations
             return None
-        self._plan = Plan(operations, rows, admitted, n_generating, n_guessed, n_prompt)
+        self._plan = Plan(operations, rows, admitted, n_generating, n_guessed, n_prompt, n_draft)
         return self._plan
 
-    def apply(self, sampled: Mapping[Request, Sequence[int]]) -> list[tuple[Request, Sequence[int]]]:
+    def apply(
+        self, sampled: Mapping[Request, Sequence[int]], drafted: Mapping[Request, int] | None = None
+    ) -> list[tuple[Request, Sequence[int]]]:
         """Take what the step of the last plan has given: the tokens of each request that was to be sampled.
+
+        ``drafted`` is how many tokens the draft model has guessed for each.
 
         Returns the requests with their new tokens, without those that end a text. A request without any has failed.
         """
@@ -189,7 +201,7 @@ class Scheduler:
             return []
         new: list[tuple[Request, Sequence[int]]] = []
         slots, eog = self._slots, self._eog
-        for request, seq, computed, _, sample, room, n_guessed in plan.rows:
+        for request, seq, computed, _, sample, room, n_guessed, n_draft in plan.rows:
             run = self._running[request]
             if not sample:
                 slots.advance(seq, len(computed))
@@ -203,8 +215,13 @@ class Scheduler:
                 continue
             if request.guesser is not None:
                 request.guesser.follow(tokens)
-                request.n_guessed += n_guessed
-                request.n_right += min(n - 1, n_guessed)
+            n_checked = drafted.get(request, 0) if n_draft and drafted else n_guessed
+            if n_checked:
+                n_right = min(n - 1, n_checked)
+                request.n_guessed += n_checked
+                request.n_right += n_right
+                if n_draft and request.acceptance is not None:
+                    request.acceptance.learn(n_checked, n_right)
             last = tokens[-1]
             if last in eog:
                 tokens = tokens[:-1]
@@ -237,6 +254,18 @@ class Scheduler:
                     total += len(guessed)
                     rows[i] = row._replace(tokens=[*row.tokens, *guessed], n_guessed=len(guessed))
         return total
+
+    def _draft(self, rows: list[Rows], n_guessed: int) -> int:
+        """Say of which rows the draft model is to guess what follows, as far as it pays; return how many tokens each."""
+        some = [i for i, row in enumerate(rows) if row.request.acceptance and not row.n_guessed and row.room > 1]
+        n_rows = len(rows) + n_guessed
+        room = min(self._n_guessed - n_guessed, self._n_batch - n_rows)
+        chances = [acceptance for i in some if (acceptance := rows[i].request.acceptance)]
+        n = self._drafting.length(chances, self._costs, n_rows, room) if self._drafting is not None else 0
+        if n:
+            for i in some:
+                rows[i] = rows[i]._replace(n_draft=min(n, rows[i].room - 1))
+        return n
 
     def operate(self, operations: Sequence[Operation]) -> None:
         """Let the next plan begin with these."""

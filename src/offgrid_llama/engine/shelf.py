@@ -40,10 +40,14 @@ class Shelf:
         found = [(len(self._index.tokens(key)), key) for key in self._sizes if self._begins(tokens, key)]
         return max(found, default=None)
 
+    def length(self, key: int) -> int:
+        """Return how many tokens a text has."""
+        return len(self._index.tokens(key))
+
     def use(self, key: int) -> int:
         """Say that a text is used now; return its length."""
         self._sizes[key] = self._sizes.pop(key)
-        return len(self._index.tokens(key))
+        return self.length(key)
 
     def put(self, tokens: Sequence[int]) -> tuple[int | None, list[int]]:
         """Take a text; return its key, None where there is no room, and the keys of those that have to go.

@@ -177,7 +177,7 @@ class Slots:
             key = None
         if key is not None and self._target() in self._sources:  # it is copied in the next decode, as it is then
             return Wait.PREFIX
-        if self._cells is not None and not self._fit(min(len(prompt) - shared + room, self._cells.n), source):
+        if self._cells is not None and not self._fit(self._n_needed(len(prompt) + room, source, shared, key), source):
             if source not in self._idle:
                 return Wait.SLOT
             self._evict(source)
@@ -296,6 +296,13 @@ class Slots:
         llama.cpp computes sequences together where their ids follow each other.
         """
         return min((*self._free, *self._idle), key=lambda seq: (-self._n_beside(seq), seq not in self._free))
+
+    def _n_needed(self, n: int, source: int | None, shared: int, key: int | None) -> int:
+        """Return how many free cells ``n`` positions take: those of a copy are shared, those of a load are not."""
+        n_cells = n if self._cells is None else self._cells.n
+        if key is not None:
+            return min(max(n, self._shelf.length(key)), n_cells)
+        return min(n, n_cells) - (shared if source is not None and shared >= WORTH else 0)
 
     def _fit(self, n: int, source: int | None) -> bool:
         """Make room for ``n`` cells, by what idle slots have, but for the one to begin with; return whether there is."""
