@@ -8,7 +8,7 @@ import math
 import random
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -16,19 +16,22 @@ from typing import Any, ClassVar
 
 import numpy as np
 import pytest
+from architectures import ARCHITECTURES
 from conftest import RunChild
-from twin import EXACT, LETTERS, write_tiny_llama
+from twin import EXACT, LETTERS, tiny_llama, write_gguf, write_tiny_llama
 
 import offgrid_llama as og
 from offgrid_llama._capi import lib
 from offgrid_llama.engine import Completion, FinishReason
+from offgrid_llama.engine.guessing import Acceptance, Costs
 from offgrid_llama.engine.runner import Runner
-from offgrid_llama.engine.scheduler import Plan
+from offgrid_llama.engine.scheduler import Plan, Scheduler
 
 N_CTX_SEQ = 256
 EOS = 2
 GREEDY: dict[str, Any] = {"temperature": 0}
 ENDLESS = og.SamplingParams(seed=3, logit_bias={EOS: -math.inf})
+SURE = replace(ENDLESS, temperature=0)
 
 
 @pytest.fixture(scope="module")
@@ -36,6 +39,17 @@ def letters(tmp_path_factory: pytest.TempPathFactory) -> Iterator[og.Model]:
     """A tiny llama whose tokens are letters; one of them ends a text."""
     path = tmp_path_factory.mktemp("engine") / "letters.gguf"
     write_tiny_llama(path, more={**LETTERS, "tokenizer.ggml.eos_token_id": EOS})
+    with og.Model(path) as model:
+        yield model
+
+
+@pytest.fixture(scope="module")
+def nearly(tmp_path_factory: pytest.TempPathFactory) -> Iterator[og.Model]:
+    """One that often says what ``letters`` says."""
+    path = tmp_path_factory.mktemp("engine") / "nearly.gguf"
+    keys, weights = tiny_llama()
+    weights["output.weight"] += 0.05 * np.random.default_rng(1).standard_normal((61, 64)).astype(np.float32)
+    write_gguf(path, {**keys, **LETTERS, "tokenizer.ggml.eos_token_id": EOS}, weights)
     with og.Model(path) as model:
         yield model
 
@@ -92,7 +106,7 @@ def alone(model: og.Model, prompt: list[int], max_tokens: int, params: og.Sampli
 
 
 def on_the_edge(model: og.Model, prompt: list[int], params: og.SamplingParams, tokens: list[int], other: int) -> bool:
-    """Return whether ``other`` in place of the last token is a matter of rounding: noise of 1e-5 in its logits gives both."""
+    """Return whether ``other`` in place of the last token is but rounding: noise of 1e-5 in its logits gives both."""
     rng = np.random.default_rng(1)
     sampler = og.FastSampler(model.vocab, params)
     with og.Context(model, n_ctx=N_CTX_SEQ, n_batch=N_CTX_SEQ, **EXACT) as context:
@@ -369,6 +383,122 @@ def test_guesses_change_nothing(letters: og.Model, monkeypatch: pytest.MonkeyPat
         idle(engine)
 
 
+def test_a_draft_changes_nothing(letters: og.Model, nearly: og.Model) -> None:
+    """What a small model guesses right is taken several tokens at a time; text, logprobs and end are the same."""
+    plain = make(letters)
+    for small in (letters, nearly):
+        with make(letters, draft=small, kv_unified=small is nearly) as engine:
+            always(engine._loop._scheduler, 4)
+            for seed in range(12):
+                prompt = [*range(20, 50), 7 + seed]
+                endless = {EOS: -math.inf} if seed % 4 else {}
+                sampling = og.SamplingParams(seed=seed, temperature=0.5 * (seed % 2), logit_bias=endless)
+                options: dict[str, Any] = {"n": 1 + seed % 3, "sampling": sampling, "lookup": False, "logprobs": 1}
+                expected = plain.generate(prompt, max_tokens=60, **options)
+                drafted = engine.generate(prompt, max_tokens=60, **options)
+                for ours, theirs in zip(drafted.answers, expected.answers, strict=True):
+                    assert (ours.tokens, ours.text, ours.finish_reason) == (
+                        theirs.tokens, theirs.text, theirs.finish_reason,
+                    )  # fmt: skip
+                    pairs = zip(ours.logprobs, theirs.logprobs, strict=True)
+                    assert all(a == pytest.approx(b, abs=1e-3) for (a, _), (b, _) in pairs)
+            stats = engine.stats()
+            assert stats.guessed_tokens > stats.guessed_tokens_right > 0.3 * stats.guessed_tokens > 100
+            before = stats.guessed_tokens
+            engine.generate([9, 8], max_tokens=60, sampling=ENDLESS, lookup=False, draft=False)
+            assert engine.stats().guessed_tokens == before
+            settle(engine)
+            idle(engine)
+    plain.close()
+
+
+def always(scheduler: Scheduler, n: int) -> None:
+    """Let the draft model always be asked for ``n`` tokens."""
+    drafting = scheduler._drafting
+    assert drafting is not None
+
+    def length(requests: Sequence[Acceptance], costs: Costs, n_rows: int, room: int) -> int:
+        return min(n, room // max(len(requests), 1))
+
+    drafting.length = length  # type: ignore[method-assign]
+
+
+def test_a_draft_follows_the_conversation(letters: og.Model) -> None:
+    """What a request begins with, and another has computed in any sequence, the draft model does not compute again."""
+    engine = driven(letters, draft=letters)
+    always(engine._loop._scheduler, 3)
+    runner = engine._loop._runner
+    assert isinstance(runner, Runner)
+    assert runner._drafter is not None
+    context = runner._drafter._context
+    computed: list[int] = []
+    decode = context._decode
+
+    def count(batch: og.Batch, function: Any) -> None:
+        computed.append(len(batch))
+        decode(batch, function)
+
+    context._decode = count  # type: ignore[method-assign]
+    prompt = [random.Random(4).randrange(7, 57) for _ in range(100)]
+    options: dict[str, Any] = {"max_tokens": 12, "sampling": SURE, "lookup": False}
+    first = engine.submit(prompt, **options)
+    turns(engine)
+    assert sum(computed) > 100
+    computed.clear()
+    several = engine.submit([*prompt, *first.tokens, 9], n=3, **options)
+    turns(engine)
+    assert 0 < sum(computed) < 100
+    assert max(computed) <= 8
+    assert several.tokens == alone(letters, [*prompt, *first.tokens, 9], 12, SURE)[0]
+    stats = engine.stats()
+    assert stats.guessed_tokens_right > 0.9 * stats.guessed_tokens > 0
+    engine._loop._stop()
+
+
+def test_a_draft_that_fails(letters: og.Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the draft model cannot go on, it begins anew, and nobody sees it."""
+    engine = driven(letters, draft=letters)
+    always(engine._loop._scheduler, 3)
+    runner = engine._loop._runner
+    assert isinstance(runner, Runner)
+    assert runner._drafter is not None
+    context = runner._drafter._context
+    decode, calls = context._decode, 0
+
+    def fail(batch: og.Batch, function: Any) -> None:
+        nonlocal calls
+        calls += 1
+        decode(batch, function)
+        if calls % 5 == 0:
+            raise og.DecodeFailed("broken", code=-3, memory_restored=False)
+
+    monkeypatch.setattr(context, "_decode", fail)
+    completions = [engine.submit([9 + i] * 20, max_tokens=30, sampling=SURE, lookup=False) for i in range(3)]
+    turns(engine)
+    for i, completion in enumerate(completions):
+        assert completion.result().tokens == alone(letters, [9 + i] * 20, 30, SURE)[0]
+    assert calls > 10
+    stats = engine.stats()
+    assert stats.guessed_tokens_right > 0.9 * stats.guessed_tokens > 0
+    assert stats.n_failed_steps == 0
+    engine._loop._stop()
+
+
+def test_a_draft_that_does_not_fit(letters: og.Model, smollm2: og.Model, tmp_path: Path) -> None:
+    """Another vocabulary, and a memory that takes nothing back, are refused; a model that was loaded for it is closed."""
+    with pytest.raises(ValueError, match="vocabulary"):
+        make(letters, draft=smollm2)
+    other = {**LETTERS, "tokenizer.ggml.tokens": [*LETTERS["tokenizer.ggml.tokens"][:-1], "!"]}  # type: ignore[index]
+    write_tiny_llama(tmp_path / "other.gguf", more=other)
+    children = len(letters._handle._children)
+    with pytest.raises(ValueError, match="token 60 is b'!' there"):
+        make(letters, draft=tmp_path / "other.gguf")
+    assert len(letters._handle._children) == children
+    ARCHITECTURES["mamba"].write(tmp_path / "mamba.gguf", LETTERS)
+    with pytest.raises(ValueError, match="take back"):
+        make(letters, draft=tmp_path / "mamba.gguf")
+
+
 # Python in the middle ---------------------------------------------------------------------------------------------------
 
 
@@ -466,8 +596,11 @@ class Schedule:
         unified = rng.random() < 0.3  # and with less room than all may need
         n_ctx = N_CTX_SEQ if unified else n_seq_max * N_CTX_SEQ
         n_batch = rng.choice([8, 64])
-        self.engine = driven(model, n_seq_max, n_batch=n_batch, kv_unified=unified, n_ctx=n_ctx)
+        small = model if rng.random() < 0.2 else None
+        self.engine = driven(model, n_seq_max, n_batch=n_batch, kv_unified=unified, n_ctx=n_ctx, draft=small)
         scheduler = self.engine._loop._scheduler  # what it measures is made up, so that a seed is the same again
+        if small is not None:
+            always(scheduler, rng.choice([1, 4]))
         scheduler._prompt_budget = lambda n_generating: rng.choice([1, 7, n_batch])
         scheduler._costs.slowdown = lambda n_rows, more: rng.choice([1.0, 3.0])  # type: ignore[method-assign]
         self.said: list[tuple[list[int], int, og.SamplingParams, og.Completion]] = []

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
@@ -76,6 +76,7 @@ class Drafter:
         self._step = Step(self._context, n_groups=n_seq_max, width=MOST)
         self._lines: dict[int, _Line] = {}
         self._index: PrefixIndex[int] = PrefixIndex()  # of the prompts, and of what followed them before the last one
+        self._held: dict[int, int] = {}  # how many tokens sequences have that wait for others
         self.seconds: float | None = None
 
     def guess(self, requests: Sequence[Request], n: int) -> dict[Request, list[int]]:
@@ -86,6 +87,7 @@ class Drafter:
             _logger.warning("%r has failed, and begins anew", self._context, exc_info=True)
             self._context.memory.clear()
             self._lines.clear()
+            self._held.clear()
             self._index = PrefixIndex()
             return {}
 
@@ -93,12 +95,15 @@ class Drafter:
         step, room = self._step, self._n_batch
         step.clear()
         ready: list[tuple[int, _Line]] = []
+        ends: dict[int, int] = {}
         quick = True
         for request in requests:
             seq = request.seq
             if seq is None:
                 continue
-            line = self._follow(seq, request)
+            line = self._follow(seq, request, ends)
+            if line is None:
+                continue
             todo = self._todo(line)[:room]
             end = line.n + len(todo)
             if not todo or max(todo) >= self._n_vocab or end + n > self._context.n_ctx_seq:
@@ -106,7 +111,7 @@ class Drafter:
             step.add(todo, line.n, seq)
             room -= len(todo)
             quick = quick and len(todo) <= 2
-            line.n = end
+            ends[seq] = end
             if end == line.n_prompt + len(request.tokens):
                 step.sample(self._sampler)
                 ready.append((seq, line))
@@ -114,6 +119,8 @@ class Drafter:
             return {}
         begin = perf_counter()
         first = step.run()
+        for seq, end in ends.items():
+            self._lines[seq].n = end
         n_steps = 1
         for (_, line), sampled in zip(ready, first, strict=True):
             line.guessed = [token for token in sampled.tokens if token < self._n_vocab]
@@ -129,8 +136,8 @@ class Drafter:
         self.seconds = (perf_counter() - begin) / n_steps if quick else None
         return {line.request: [token for token in line.guessed if token < self._n_vocab] for _, line in going}
 
-    def _follow(self, seq: int, request: Request) -> _Line:
-        """Let a sequence have what it can of a request's text, and nothing else."""
+    def _follow(self, seq: int, request: Request, coming: Collection[int]) -> _Line | None:
+        """Let a sequence have what it can of a request's text, and nothing else; None where it is to wait for others."""
         memory = self._context.memory
         line = self._lines.get(seq)
         if line is not None and line.request is request:
@@ -142,9 +149,10 @@ class Drafter:
                     break
                 kept += 1
         else:
-            if line is not None:
-                self._index.extend(seq, line.request.tokens[: max(line.n - line.n_prompt, 0)])
-            line, kept = self._begin(seq, request)
+            begun = self._begin(seq, request, coming)
+            if begun is None:
+                return None
+            line, kept = begun
         if memory.positions(seq).stop > kept and not memory.remove(seq, kept):
             memory.remove(seq, 0)
             kept = 0
@@ -152,20 +160,35 @@ class Drafter:
         line.guessed = []
         return line
 
-    def _begin(self, seq: int, request: Request) -> tuple[_Line, int]:
-        """Give a sequence to another request; return how many tokens it has of the prompt, by itself or as a copy."""
+    def _begin(self, seq: int, request: Request, coming: Collection[int]) -> tuple[_Line, int] | None:
+        """Give a sequence to another request; return how many tokens it has of the prompt, by itself or as a copy.
+
+        None where one of ``coming`` is about to compute more of it.
+        """
         prompt = request.prompt
+        old = self._lines.pop(seq, None)
+        if old is not None:  # what was said belongs to the next turn of a conversation
+            self._index.extend(seq, old.request.tokens[: max(old.n - old.n_prompt, 0)])
+            self._held[seq] = old.n
         shared, holders = self._index.longest(prompt)
         shared = min(shared, len(prompt) - 1)
-        lengths = {other: min(self._lines[other].n, shared) for other in holders}
+        lengths = {other: min(self._n(other), shared) for other in holders}
         best = max(lengths, key=lambda other: (lengths[other], other == seq), default=seq)
+        if lengths.get(best, 0) < shared and any(other in coming for other in holders):
+            return None
         if best != seq and lengths[best]:
             self._context.memory.copy(best, seq)
         if seq in self._index:
             self._index.remove(seq)
+        self._held.pop(seq, None)
         self._index.extend(seq, prompt)
         line = self._lines[seq] = _Line(request, len(prompt))
         return line, lengths.get(best, 0)
+
+    def _n(self, seq: int) -> int:
+        """Return how many tokens of its text a sequence has."""
+        line = self._lines.get(seq)
+        return self._held.get(seq, 0) if line is None else line.n
 
     @staticmethod
     def _todo(line: _Line) -> list[int]:
