@@ -106,6 +106,7 @@ class Engine:
             _close(self._own)
             raise
         self.n_ctx_seq = runner.context.n_ctx_seq
+        self._can_shift = runner.context.memory.can_shift
         guesses = runner.trim is not Trim.NOTHING and on_step is None
         self._drafting = Drafting() if small is not None and guesses else None
         self._loop = Loop(
@@ -123,6 +124,7 @@ class Engine:
         *,
         n: int = 1,
         max_tokens: int = 256,
+        n_keep: int | None = None,
         priority: int = 0,
         sampling: SamplingParams | None = None,
         temperature: float | None = None,
@@ -144,6 +146,8 @@ class Engine:
             prompt: text (str, or bytes of UTF-8), or token ids as they are.
             n: how many answers to give; they share the prompt.
             max_tokens: most tokens of each answer.
+            n_keep: where the sequence is full, go on with its first ``n_keep`` tokens and the later half of the others
+                (context shift); the model's memory must be able to (``Memory.can_shift``). None ends the answer there.
             priority: requests of a larger one begin first.
             sampling: how tokens are chosen; None is SamplingParams as it is.
             temperature, top_k, top_p, min_p, seed, grammar: stand in place of those of ``sampling``. A temperature of 0 is
@@ -173,6 +177,10 @@ class Engine:
         tokens = self._tokens(prompt, parse_special)
         number("n", n, 1)
         number("max_tokens", max_tokens, 1)
+        if n_keep is not None:
+            number("n_keep", n_keep, 0, self.n_ctx_seq - 2)
+            if not self._can_shift:
+                raise ValueError(f"n_keep: the memory of {self.model._handle.name} cannot be shifted; leave it out")
         if len(tokens) >= self.n_ctx_seq:
             raise ContextLengthError(
                 f"the prompt has {len(tokens)} tokens and a sequence has {self.n_ctx_seq}: there is no room to generate. "
@@ -194,6 +202,7 @@ class Engine:
                 each = params if params.seed is None else replace(params, seed=(params.seed + index) % 2**32)
                 samplers.append(self._sampler(each, logprobs))
                 request = Request(tokens, max_tokens, number("priority", priority, -(2**31)), samplers[-1])
+                request.n_keep = n_keep
                 request.processors = processors
                 request.guesser = Lookup(tokens) if lookup and not processors else None
                 if self._drafting is not None and draft and not processors:

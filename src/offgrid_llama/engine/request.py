@@ -31,6 +31,8 @@ class Request:
     Attributes:
         prompt: its token ids.
         max_tokens: most tokens to generate.
+        n_keep: where its sequence is full it goes on with the first so many tokens and the later half of the others; None
+            where it ends there.
         priority: requests of a larger one begin first, those of the same one in the order in which they came.
         sampler: how its tokens are chosen; only the runner looks at it.
         processors: what is done to its logits before; only the runner looks at them.
@@ -51,6 +53,7 @@ class Request:
     processors: Sequence[Any] = ()
     guesser: Lookup | None = None
     acceptance: Acceptance | None = None
+    n_keep: int | None = None
     answer: Any = None
     tokens: list[int] = field(default_factory=list)
     finish_reason: FinishReason | None = None

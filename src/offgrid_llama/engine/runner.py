@@ -14,7 +14,7 @@ from ..fast_sampling import FastSampler
 from ..params import VocabType
 from ..step import Sampled, Step
 from .drafter import Drafter
-from .slots import Copy, Forget, Load, Operation, Save, Trim
+from .slots import Copy, Forget, Load, Operation, Save, Shift, Trim
 
 if TYPE_CHECKING:
     import numpy as np
@@ -177,6 +177,11 @@ class Runner:
         memory = self.context.memory
         if isinstance(operation, Copy):
             memory.copy(operation.source, operation.target)
+        elif isinstance(operation, Shift):
+            if not memory.remove(operation.seq, operation.begin, operation.end):
+                memory.remove(operation.seq, 0)
+                return StateError(f"{memory!r} cannot forget positions {operation.begin} to {operation.end}")
+            memory.shift(operation.seq, operation.end, -1, operation.begin - operation.end)
         elif isinstance(operation, Save):
             self.saved.append((operation.key, self._save(operation)))
         elif isinstance(operation, Load):

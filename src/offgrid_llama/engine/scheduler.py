@@ -65,13 +65,15 @@ class Plan(NamedTuple):
 class _Run:
     """A request that has a slot.
 
-    ``todo`` is to be computed; ``generated`` is all that was sampled, with what has come after a stop string.
+    ``todo`` is to be computed; ``prompt`` and ``generated`` are the text in its slot: all that was sampled, with what has
+    come after a stop string, and without what was forgotten.
     """
 
-    __slots__ = ("generated", "request", "seq", "todo")
+    __slots__ = ("generated", "prompt", "request", "seq", "todo")
 
     def __init__(self, request: Request, seq: int, todo: list[int]) -> None:
         self.request = request
+        self.prompt = request.prompt
         self.seq = seq
         self.todo = todo
         self.generated: list[int] = []
@@ -167,6 +169,8 @@ class Scheduler:
         for request, run in some.items():
             if run.generated and len(run.todo) == 1:
                 pos = slots.n_computed(run.seq)
+                if pos == n_ctx_seq:
+                    pos = self._shift(run, operations)
                 room = min(request.max_tokens - len(request.tokens), n_ctx_seq - pos)
                 rows.append(Rows(request, run.seq, run.todo, pos, True, room))
             else:
@@ -234,7 +238,7 @@ class Scheduler:
                 new.append((request, tokens))
             if last in eog:
                 self.finish(request, FinishReason.STOP)
-            elif n == room:
+            elif n == room and (request.n_keep is None or len(request.tokens) == request.max_tokens):
                 self.finish(request, FinishReason.LENGTH)
         if self._suspects and plan.rows[0].request is self._suspects[0]:
             del self._suspects[0]
@@ -254,6 +258,16 @@ class Scheduler:
                     total += len(guessed)
                     rows[i] = row._replace(tokens=[*row.tokens, *guessed], n_guessed=len(guessed))
         return total
+
+    def _shift(self, run: _Run, operations: list[Operation]) -> int:
+        """Let a full slot forget the older half of what is behind the tokens to keep; return where it goes on."""
+        n = self._n_ctx_seq
+        begin = run.request.n_keep or 0
+        end = begin + (n - begin + 1) // 2
+        operations.append(self._slots.shift(run.seq, begin, end))
+        text = [*run.prompt, *run.generated]
+        run.prompt, run.generated = (), text[:begin] + text[end:]
+        return self._slots.n_computed(run.seq)
 
     def _draft(self, rows: list[Rows], n_guessed: int) -> int:
         """Say of which rows the draft model is to guess what follows, as far as it pays; return how many tokens each."""
@@ -278,7 +292,7 @@ class Scheduler:
         """
         self._plan = None
         for run in self._running.values():
-            text = [*run.request.prompt, *run.generated]
+            text = [*run.prompt, *run.generated]
             kept = min(lengths[run.seq], len(text) - 1)
             if kept < lengths[run.seq]:
                 self._slots.set_computed(run.seq, lengths[run.seq])

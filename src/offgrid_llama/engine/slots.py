@@ -16,7 +16,7 @@ from .cells import Cells
 from .prefixes import PrefixIndex
 from .shelf import Shelf
 
-__all__ = ["Copy", "Forget", "Keep", "Load", "Operation", "Save", "Slots", "Taken", "Trim", "Wait"]
+__all__ = ["Copy", "Forget", "Keep", "Load", "Operation", "Save", "Shift", "Slots", "Taken", "Trim", "Wait"]
 
 SHORT_TAIL = 32
 """An idle slot that loses no more tokens than these is taken over, where it would be copied otherwise."""
@@ -42,6 +42,15 @@ class Keep:
 
 
 @dataclass(frozen=True)
+class Shift:
+    """Forget the positions [begin, end) of ``seq``, and move what is behind them there (``llama_memory_seq_add``)."""
+
+    seq: int
+    begin: int
+    end: int
+
+
+@dataclass(frozen=True)
 class Save:
     """Put what ``seq`` has on the shelf, as ``key`` (``llama_state_seq_get_data``)."""
 
@@ -64,7 +73,7 @@ class Forget:
     key: int
 
 
-Operation = Copy | Keep | Save | Load | Forget
+Operation = Copy | Keep | Shift | Save | Load | Forget
 
 
 class Trim(Enum):
@@ -124,6 +133,7 @@ class Slots:
         self._marks: dict[int, int] = {}  # where a running one is to stop for a moment, as others go on from there
         self._index: PrefixIndex[int] = PrefixIndex()  # of what each idle one has, and of the prompts of the others
         self._n_computed = [0] * n_seq_max
+        self._shifted: set[int] = set()  # has more than the index says, which nobody can use
         self._free = dict.fromkeys(range(n_seq_max))
         self._idle: dict[int, None] = {}  # the one that was used least recently first
         self._running: dict[int, None] = {}
@@ -262,6 +272,8 @@ class Slots:
 
     def save(self, seq: int) -> list[Operation]:
         """Return what puts all that a slot has computed on the shelf; nothing where that lies there, or elsewhere, too."""
+        if seq in self._shifted:
+            return []
         tokens = self._index.tokens(seq)[: self._n_computed[seq]]
         length, holders = self._index.longest(tokens)
         others = [other for other in holders if other != seq and self._n_computed[other] >= len(tokens)]
@@ -351,6 +363,13 @@ class Slots:
         if self._cells is not None:
             self._cells.cut(seq, self._n_computed[seq])
 
+    def shift(self, seq: int, begin: int, end: int) -> Shift:
+        """Let a slot forget [begin, end) of what it has computed; others can use what is before that only."""
+        self._n_computed[seq] -= end - begin
+        self._index.truncate(seq, min(begin, len(self._index.tokens(seq))))
+        self._shifted.add(seq)
+        return Shift(seq, begin, end)
+
     def cut(self, seq: int, length: int) -> int:
         """Return how many tokens memory can keep of a slot that is to keep ``length`` of them: so many, or none."""
         least = self._n_computed[seq] if self._trim is Trim.NOTHING else self._least[seq]
@@ -366,7 +385,7 @@ class Slots:
         del self._running[seq]
         self._idle[seq] = None
         self._marks.pop(seq, None)
-        self._index.extend(seq, generated)
+        self._index.extend(seq, () if seq in self._shifted else generated)
         self.keep(seq, self._n_computed[seq])
         if not self._n_computed[seq]:
             self.drop(seq)
@@ -383,5 +402,6 @@ class Slots:
         self._free[seq] = None
         self._n_computed[seq] = self._least[seq] = 0
         self._marks.pop(seq, None)
+        self._shifted.discard(seq)
         if seq in self._index:
             self._index.remove(seq)
