@@ -295,6 +295,54 @@ def test_the_cache_has_a_budget(letters: og.Model) -> None:
         assert 0 < len(states) == stats.n_shelved < 10
 
 
+def test_what_memory_has_no_room_for_is_on_the_disk(letters: og.Model, tmp_path: Path) -> None:
+    """It comes back from there, whole; the files keep to their budget, and go with the engine."""
+    prompts = [[7 + i] * 100 for i in range(12)]
+    with make(letters, 1, cache_bytes=150_000, cache_dir=tmp_path, cache_dir_bytes=400_000) as engine:
+        expected = [engine.generate(prompt, max_tokens=10, sampling=SURE).tokens for prompt in prompts]
+        for prompt, tokens in zip(prompts[-6:], expected[-6:], strict=True):
+            again = engine.generate([*prompt, 9], max_tokens=2, sampling=SURE)
+            assert again.usage.cached_tokens >= 100
+            assert engine.generate(prompt, max_tokens=10, sampling=SURE).tokens == tokens
+        settle(engine)
+        stats = engine.stats()
+        assert 0 < stats.shelved_bytes <= 150_000 < stats.disk_bytes <= 400_000
+        disk = engine._loop._runner._disk  # type: ignore[attr-defined]
+        disk._thread.submit(int).result()  # all before is written
+        (folder,) = tmp_path.iterdir()
+        assert sum(file.stat().st_size for file in folder.iterdir()) == stats.disk_bytes
+        assert stats.n_failed_steps == 0
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(FileNotFoundError):
+        make(letters, cache_dir=tmp_path / "none")
+
+
+def test_a_disk_that_fails(letters: og.Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What could not be written, or is damaged, is computed again, and no longer counted."""
+    prompts = [[7 + i] * 100 for i in range(8)]
+    with make(letters, 1, cache_bytes=150_000, cache_dir=tmp_path) as engine:
+        disk = engine._loop._runner._disk  # type: ignore[attr-defined]
+        expected = [engine.generate(prompt, max_tokens=10, sampling=SURE).tokens for prompt in prompts]
+        disk._thread.submit(int).result()
+        (folder,) = tmp_path.iterdir()
+        damaged = sorted(folder.iterdir())[0]
+        damaged.write_bytes(damaged.read_bytes()[:-1] + b"?")
+
+        def full(*_: object) -> None:
+            raise OSError(28, "No space left on device")
+
+        with monkeypatch.context() as patch:
+            patch.setattr("offgrid_llama.state.State.save", full)
+            for prompt, tokens in zip(prompts, expected, strict=True):
+                assert engine.generate(prompt, max_tokens=10, sampling=SURE).tokens == tokens
+            disk._thread.submit(int).result()
+        for prompt, tokens in zip(prompts, expected, strict=True):
+            assert engine.generate(prompt, max_tokens=10, sampling=SURE).tokens == tokens
+        assert engine.stats().n_failed_steps > 0
+        settle(engine)
+        idle(engine)
+
+
 def test_one_cache_for_all(letters: og.Model) -> None:
     """With kv_unified a request may have all positions; those that do not fit beside others wait, and all is shared."""
     with pytest.raises(og.ContextLengthError, match="kv_unified"), make(letters) as engine:
@@ -684,7 +732,7 @@ class Schedule:
 
     cache: ClassVar[dict[Any, tuple[list[int], str]]] = {}
 
-    def __init__(self, model: og.Model, seed: int) -> None:
+    def __init__(self, model: og.Model, seed: int, folder: Path) -> None:
         self.model = model
         self.rng = rng = random.Random(seed)
         n_seq_max = rng.randint(1, 4)
@@ -692,7 +740,8 @@ class Schedule:
         n_ctx = N_CTX_SEQ if unified else n_seq_max * N_CTX_SEQ
         n_batch = rng.choice([8, 64])
         small = model if rng.random() < 0.2 else None
-        self.engine = driven(model, n_seq_max, n_batch=n_batch, kv_unified=unified, n_ctx=n_ctx, draft=small)
+        disk: dict[str, Any] = {"cache_bytes": 100_000, "cache_dir": folder} if rng.random() < 0.2 else {}
+        self.engine = driven(model, n_seq_max, n_batch=n_batch, kv_unified=unified, n_ctx=n_ctx, draft=small, **disk)
         scheduler = self.engine._loop._scheduler  # what it measures is made up, so that a seed is the same again
         if small is not None:
             always(scheduler, rng.choice([1, 4]))
@@ -755,10 +804,10 @@ class Schedule:
         self.engine._loop._stop()
 
 
-def test_any_schedule(letters: og.Model, pytestconfig: pytest.Config) -> None:
+def test_any_schedule(letters: og.Model, pytestconfig: pytest.Config, tmp_path: Path) -> None:
     """Whatever comes and goes, each request gives what it gives alone, and nothing is left."""
     for seed in range(pytestconfig.getoption("--hazard-cases") or 200):
-        Schedule(letters, seed).run()
+        Schedule(letters, seed, tmp_path).run()
 
 
 # Ending early -----------------------------------------------------------------------------------------------------------

@@ -21,7 +21,8 @@ ORDER = [
     "engine", "chat", "cli",
 ]  # fmt: skip
 PURE_ENGINE = {
-    f"engine/{name}" for name in ("cells", "guessing", "pace", "prefixes", "request", "scheduler", "shelf", "slots")
+    f"engine/{name}"
+    for name in ("cells", "guessing", "operations", "pace", "prefixes", "request", "scheduler", "shelf", "slots")
 }
 STANDARD_LIBRARY_ONLY = {"errors", "text", "gbnf", "gguf_bytes", "replacing", *PURE_ENGINE}
 MAY_IMPORT_CAPI = set(ORDER[ORDER.index("_handle") : ORDER.index("generate")]) - {"store"}

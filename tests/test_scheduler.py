@@ -8,10 +8,11 @@ from collections.abc import Callable
 import pytest
 from test_slots import operate
 
+from offgrid_llama.engine.operations import Save
 from offgrid_llama.engine.request import FinishReason, Request
 from offgrid_llama.engine.scheduler import Plan, Rows, Scheduler
 from offgrid_llama.engine.shelf import Shelf
-from offgrid_llama.engine.slots import Forget, Save, Slots, Trim
+from offgrid_llama.engine.slots import Slots, Trim
 
 N_CTX_SEQ = 96
 
@@ -51,7 +52,7 @@ class Machine:
         room: int = 0,
     ) -> None:
         self.trim = trim
-        self.store = Shelf(room)
+        self.store = Shelf(room, 2 * room)
         self.shelf: dict[int, list[int]] = {}
         self.slots = Slots(n_seq, trim=trim, shelf=self.store)
         self.scheduler = Scheduler(self.slots, n_batch=n_batch, n_ctx_seq=N_CTX_SEQ, eog=[EOG], prompt_budget=budget)
@@ -68,8 +69,7 @@ class Machine:
         for operation in plan.operations:
             operate(self.memory, self.shelf, operation, self.trim)
             if isinstance(operation, Save):
-                gone = self.store.weigh(operation.key, len(self.shelf[operation.key]))
-                self.scheduler.operate([Forget(key) for key in gone])
+                self.scheduler.operate(self.store.weigh(operation.key, len(self.shelf[operation.key])))
         assert sum(len(rows.tokens) for rows in plan.rows) <= self.n_batch
         assert [rows.seq for rows in plan.rows] == sorted(rows.seq for rows in plan.rows)
 

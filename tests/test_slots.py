@@ -8,21 +8,9 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
+from offgrid_llama.engine.operations import Copy, Forget, Keep, Load, Operation, Save, Spill
 from offgrid_llama.engine.shelf import Shelf
-from offgrid_llama.engine.slots import (
-    SHORT_TAIL,
-    WORTH,
-    Copy,
-    Forget,
-    Keep,
-    Load,
-    Operation,
-    Save,
-    Slots,
-    Taken,
-    Trim,
-    Wait,
-)
+from offgrid_llama.engine.slots import SHORT_TAIL, WORTH, Slots, Taken, Trim, Wait
 
 SYSTEM = list(range(100, 100 + 3 * WORTH))
 
@@ -39,6 +27,8 @@ def operate(memory: list[list[int]], shelf: dict[int, list[int]], operation: Ope
         case Load(key, seq):
             assert not memory[seq]
             memory[seq] = list(shelf[key])
+        case Spill(key):
+            assert key in shelf
         case Forget(key):
             del shelf[key]
         case Keep(seq, length):
@@ -225,13 +215,14 @@ class Machine(RuleBasedStateMachine):
         n=st.integers(1, 5),
         trim=st.sampled_from(Trim),
         room=st.sampled_from([0, 100, 10_000]),
+        disk_room=st.sampled_from([0, 300]),
         n_cells=st.sampled_from([None, 345, 400]),
     )
-    def begin(self, n: int, trim: Trim, room: int, n_cells: int | None) -> None:
+    def begin(self, n: int, trim: Trim, room: int, disk_room: int, n_cells: int | None) -> None:
         self.n = n
         self.trim = trim
-        self.room = room
-        self.store = Shelf(room)
+        self.room, self.disk_room = room, disk_room
+        self.store = Shelf(room, disk_room)
         self.n_cells = n_cells
         self.slots = Slots(n, trim=trim, shelf=self.store, n_cells=n_cells)
         self.shelf: dict[int, list[int]] = {}
@@ -267,7 +258,7 @@ class Machine(RuleBasedStateMachine):
         assert self.n_cells is None or len({cell for cells in self.cells for cell in cells}) <= self.n_cells
 
     def do(self, operations: Sequence[Operation]) -> None:
-        for operation in sorted(operations, key=lambda operation: isinstance(operation, Forget)):
+        for operation in sorted(operations, key=lambda operation: isinstance(operation, (Forget, Spill))):
             if isinstance(operation, Copy):
                 self.cells[operation.target] = list(self.cells[operation.source])
             if isinstance(operation, Keep) and self.trim is Trim.COMPUTED:
@@ -282,9 +273,11 @@ class Machine(RuleBasedStateMachine):
             self.fill()
         for operation in operations:
             if isinstance(operation, Save) and operation.key in self.shelf:
-                for key in self.store.weigh(operation.key, len(self.shelf[operation.key])):
-                    del self.shelf[key]
-        assert sum(map(len, self.shelf.values())) == self.store.n_bytes <= self.room
+                for gone in self.store.weigh(operation.key, len(self.shelf[operation.key])):
+                    operate(self.memory, self.shelf, gone)
+        assert sum(map(len, self.shelf.values())) == self.store.n_bytes + self.store.n_disk_bytes
+        assert self.store.n_bytes <= self.room
+        assert self.store.n_disk_bytes <= self.disk_room
 
     @rule()
     def checkpoint(self) -> None:

@@ -62,11 +62,14 @@ class Engine:
             checks several in one step, where that pays. The answers are the same, but for the rounding of larger batches.
         cache_bytes: host memory for what finished requests have computed, once their sequences are needed for others; and of
             models whose memory cannot be cut, for the beginnings that prompts share. 0 is none.
+        cache_dir: an existing folder for what ``cache_bytes`` have no room for; what is put there goes with the engine.
+        cache_dir_bytes: most bytes to put there.
         on_step: called in the engine's thread in each step, before tokens are sampled, with the StepView of all of them:
             whose they are, and their logits as one writable array. What it raises is logged, and harms no request.
         context: further arguments of Context, such as ``n_threads``, ``type_k`` or ``flash_attn_type``.
 
-    Raises ContextError, ValueError for a draft model that does not fit, and what Model raises for a name or path.
+    Raises ContextError, ValueError for a draft model that does not fit, OSError for a ``cache_dir`` that cannot be written
+    to, and what Model raises for a name or path.
 
     Attributes:
         model: the Model.
@@ -83,6 +86,8 @@ class Engine:
         max_queue: int = 10_000,
         draft: Model | str | os.PathLike[str] | None = None,
         cache_bytes: int = 2**30,
+        cache_dir: str | os.PathLike[str] | None = None,
+        cache_dir_bytes: int = 2**33,
         on_step: Callable[[StepView], object] | None = None,
         **context: Any,
     ) -> None:
@@ -90,6 +95,7 @@ class Engine:
         n_batch = number("n_batch", n_batch, n_seq_max + 1)
         max_queue = number("max_queue", max_queue, 1)
         cache_bytes = number("cache_bytes", cache_bytes, 0, 2**63)
+        cache_dir_bytes = number("cache_dir_bytes", cache_dir_bytes, 0, 2**63)
         self._own: list[Model] = []
         self.model: Model = self._load(model)
         try:
@@ -100,7 +106,7 @@ class Engine:
                 n_ctx = n_seq_max * min(self.model.n_ctx_train or DEFAULT_N_CTX_SEQ, DEFAULT_N_CTX_SEQ)
             runner = Runner(
                 self.model, n_ctx=n_ctx, n_seq_max=n_seq_max, n_batch=n_batch, n_guessed=N_GUESSED,
-                on_step=on_step, draft=small, options=context,
+                on_step=on_step, draft=small, cache_dir=cache_dir, options=context,
             )  # fmt: skip
         except BaseException:
             _close(self._own)
@@ -113,7 +119,7 @@ class Engine:
             f"Engine of {self.model._handle.name}", runner, n_seq_max=n_seq_max, n_batch=n_batch,
             n_ctx_seq=self.n_ctx_seq, eog=self.model.vocab.eog_tokens(), max_queue=max_queue,
             n_guessed=N_GUESSED if guesses else 0, drafting=self._drafting, trim=runner.trim,
-            shelf_bytes=cache_bytes, n_cells=runner.n_cells,
+            shelf_bytes=cache_bytes, disk_bytes=0 if cache_dir is None else cache_dir_bytes, n_cells=runner.n_cells,
         )  # fmt: skip
         self._loop.start()
         self._finalizer = weakref.finalize(self, _finalize, self._loop, self._own)

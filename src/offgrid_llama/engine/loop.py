@@ -18,7 +18,7 @@ from .pace import Pace
 from .request import FinishReason, Request
 from .scheduler import Plan, Scheduler
 from .shelf import Shelf
-from .slots import Forget, Slots, Trim
+from .slots import Slots, Trim
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -55,7 +55,8 @@ class EngineStats:
     Attributes:
         n_waiting: requests in the queue. n_running: requests with a slot. n_cached: idle slots with something to reuse.
         n_free: slots with nothing.
-        cached_tokens: tokens in idle slots. n_shelved, shelved_bytes: texts that had to leave their slots, in host memory.
+        cached_tokens: tokens in idle slots. n_shelved: texts that had to leave their slots. shelved_bytes, disk_bytes: what
+            they take of host memory and of the disk.
         prompt_tokens: of the prompts of all requests that have begun. prompt_tokens_cached: of these, those that were
             computed before. generated_tokens: of all requests.
         finished: how many requests have ended, by reason.
@@ -71,6 +72,7 @@ class EngineStats:
     cached_tokens: int
     n_shelved: int
     shelved_bytes: int
+    disk_bytes: int
     prompt_tokens: int
     prompt_tokens_cached: int
     generated_tokens: int
@@ -100,7 +102,7 @@ class Loop:
         n_guessed: most tokens that are guessed in a step.
         drafting: how much a draft model is to guess; None where there is none.
         trim: what its memory can forget.
-        shelf_bytes: room for what has to leave it.
+        shelf_bytes: room for what has to leave it. disk_bytes: the same, on disk.
         n_cells: how many positions its sequences share; None where each has its own.
     """
 
@@ -118,11 +120,12 @@ class Loop:
         drafting: Drafting | None = None,
         trim: Trim = Trim.ANY,
         shelf_bytes: int = 0,
+        disk_bytes: int = 0,
         n_cells: int | None = None,
     ) -> None:
         self.name = name
         self._runner = runner
-        self._shelf = Shelf(shelf_bytes)
+        self._shelf = Shelf(shelf_bytes, disk_bytes)
         self._slots = Slots(n_seq_max, trim=trim, shelf=self._shelf, n_cells=n_cells)
         self._pace = Pace(n_batch)
         self._costs = Costs()
@@ -206,7 +209,7 @@ class Loop:
         return EngineStats(
             n_waiting=self._n_queued, n_running=slots.n_running, n_cached=slots.n_idle, n_free=slots.n_free,
             cached_tokens=slots.n_cached_tokens, n_shelved=len(self._shelf), shelved_bytes=self._shelf.n_bytes,
-            prompt_tokens=self._prompt_tokens,
+            disk_bytes=self._shelf.n_disk_bytes, prompt_tokens=self._prompt_tokens,
             prompt_tokens_cached=self._prompt_tokens_cached, generated_tokens=self._generated_tokens,
             finished=dict(self._finished), n_steps=self._n_steps, step_seconds=self._step_seconds,
             last_step_seconds=self._last_step_seconds, guessed_tokens=self._guessed_tokens,
@@ -255,7 +258,7 @@ class Loop:
             self._learn(plan)
             self._give(sampled, runner.drafted)
         for key, n_bytes in runner.saved:
-            scheduler.operate([Forget(gone) for gone in self._shelf.weigh(key, n_bytes)])
+            scheduler.operate(self._shelf.weigh(key, n_bytes))
         self._plan = None
         self._flush()
         return True

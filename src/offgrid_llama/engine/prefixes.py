@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Hashable, Iterable, Set
+from collections.abc import Hashable, Iterable, Iterator, Set
 from typing import Generic, TypeVar
 
 __all__ = ["PrefixIndex"]
@@ -102,6 +102,18 @@ class PrefixIndex(Generic[_H]):
             if shared < len(child.edge):
                 break
         return found, node.holders.keys()
+
+    def begun_by(self, tokens: Iterable[int]) -> Iterator[tuple[_H, int]]:
+        """Yield all whose whole text ``tokens`` begin with, each with its length, the shortest first."""
+        wanted = array("i", tokens)
+        node, found = self._root, 0
+        while found < len(wanted):
+            child = node.children.get(wanted[found])
+            if child is None or _shared(child.edge, wanted, found) < len(child.edge):
+                return
+            found += len(child.edge)
+            node = child
+            yield from ((holder, found) for holder in node.holders if self._ends[holder] is node)
 
     def _split(self, node: _Node[_H], at: int) -> _Node[_H]:
         """Part a node's edge; return the first half, which is new, as holders end at the second."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -14,7 +15,9 @@ from ..fast_sampling import FastSampler
 from ..params import VocabType
 from ..step import Sampled, Step
 from .drafter import Drafter
-from .slots import Copy, Forget, Load, Operation, Save, Shift, Trim
+from .operations import Copy, Forget, Load, Operation, Save, Shift, Spill
+from .slots import Trim
+from .spill import SpillFolder
 
 if TYPE_CHECKING:
     import numpy as np
@@ -63,12 +66,13 @@ class Runner:
         n_guessed: most tokens that are guessed in a step.
         on_step: called in each step before tokens are sampled.
         draft: the draft model; None is none.
+        cache_dir: where to put what host memory has no room for; None is nowhere.
         options: further arguments of Context.
 
     Attributes:
         trim: what memory can forget.
         n_cells: how many positions the sequences share; None where each has its own.
-        saved: the keys and bytes of what the last step has put on the shelf.
+        saved: the keys and bytes of what the last step has put on the shelf; None is what is not there.
         drafted: how many tokens the draft model has guessed in the last step, by request. draft_seconds: how long it has
             taken for each of them, where that is known.
         seconds: how long the last step has taken, without waiting for the GIL.
@@ -85,6 +89,7 @@ class Runner:
         n_guessed: int,
         on_step: Callable[[StepView], object] | None,
         draft: Model | None = None,
+        cache_dir: str | os.PathLike[str] | None = None,
         options: dict[str, Any],
     ) -> None:
         if model.has_encoder:
@@ -100,7 +105,16 @@ class Runner:
         shares = self.context.params.kv_unified and not model.is_recurrent
         self.n_cells = self.context.n_ctx if shares else None
         self._step = Step(self.context, n_groups=n_seq_max)
-        self._drafter = None if draft is None else self._make_drafter(draft, options)
+        self._drafter: Drafter | None = None
+        self._disk: SpillFolder | None = None
+        try:
+            if draft is not None:
+                self._drafter = self._make_drafter(draft, options)
+            if cache_dir is not None:
+                self._disk = SpillFolder(cache_dir)
+        except BaseException:
+            self.close()
+            raise
         self.drafted: dict[Request, int] = {}
         self.draft_seconds: float | None = None
         self._hook = on_step
@@ -157,13 +171,9 @@ class Runner:
     def _make_drafter(self, draft: Model, options: dict[str, Any]) -> Drafter:
         context = self.context
         alike: dict[str, Any] = {key: value for key, value in options.items() if key in ALIKE}
-        try:
-            return Drafter(
-                draft, n_vocab=context.model.vocab.n_tokens, n_ctx=context.n_ctx, n_seq_max=context.n_seq_max, options=alike
-            )  # fmt: skip
-        except BaseException:
-            context.close()
-            raise
+        return Drafter(
+            draft, n_vocab=context.model.vocab.n_tokens, n_ctx=context.n_ctx, n_seq_max=context.n_seq_max, options=alike
+        )  # fmt: skip
 
     def _draft(self, plan: Plan) -> dict[Request, list[int]]:
         self.drafted, self.draft_seconds = {}, None
@@ -186,16 +196,30 @@ class Runner:
             self.saved.append((operation.key, self._save(operation)))
         elif isinstance(operation, Load):
             try:
-                self.context.load_state(self._states[operation.key], operation.seq)
+                self.context.load_state(self._state(operation.key), operation.seq)
             except StateError as error:
+                self.saved.append((operation.key, None))  # nor will it the next time
                 return error
+        elif isinstance(operation, Spill):
+            state = self._states.pop(operation.key, None)
+            if state is None or self._disk is None or not self._disk.put(operation.key, state):
+                self.saved.append((operation.key, None))
         elif isinstance(operation, Forget):
-            self._states.pop(operation.key, None)
+            if self._states.pop(operation.key, None) is None and self._disk is not None:
+                self._disk.forget(operation.key)
         elif not memory.remove(operation.seq, operation.length):
             # llama.cpp has given cells that are out of the sliding window to others, also where swa_full keeps them.
             memory.remove(operation.seq, 0)
             return StateError(f"{memory!r} has nothing left before position {operation.length}")
         return None
+
+    def _state(self, key: int) -> State:
+        state = self._states.get(key)
+        if state is None and self._disk is not None:
+            return self._disk.get(key)
+        if state is None:
+            raise StateError(f"{self.context!r}: a state that could not be saved cannot be loaded")
+        return state
 
     def _save(self, operation: Save) -> int | None:
         try:
@@ -257,7 +281,9 @@ class Runner:
             self.context.release_threads()
 
     def close(self) -> None:
-        """Free the contexts."""
+        """Free the contexts, and delete what is on the disk."""
+        if self._disk is not None:
+            self._disk.close()
         if self._drafter is not None:
             self._drafter.close()
         self.context.close()

@@ -12,8 +12,9 @@ from itertools import count
 from typing import NamedTuple
 
 from .guessing import Costs, Drafting
+from .operations import Forget, Keep, Operation, Spill
 from .request import FinishReason, Request
-from .slots import Forget, Keep, Operation, Slots, Taken, Wait
+from .slots import Slots, Taken, Wait
 
 __all__ = ["Plan", "Rows", "Scheduler"]
 
@@ -161,7 +162,7 @@ class Scheduler:
         operations, self._operations = self._operations, []
         admitted = self._admit(operations) if self._waiting and not self._suspects else []
         operations += self._slots.checkpoints()
-        operations.sort(key=lambda operation: isinstance(operation, Forget))  # it may be loaded before
+        operations.sort(key=lambda operation: isinstance(operation, (Forget, Spill)))  # it may be loaded before
         rows: list[Rows] = []
         prompts: list[_Run] = []
         slots, n_ctx_seq = self._slots, self._n_ctx_seq

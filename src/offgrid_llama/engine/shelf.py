@@ -1,12 +1,14 @@
-"""Shelf: what was computed and had to make room, kept in host memory until a prompt begins with it again (pure).
+"""Shelf: what was computed and had to make room, kept until a prompt begins with it again (pure).
 
-The Shelf knows whose tokens lie where, and how large each is; the runner has the data.
+It lies in host memory, and if that was asked for on disk, where what host memory has no room for goes. The Shelf knows whose
+tokens lie where, and how large each is; the runner has the data.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
+from .operations import Forget, Spill
 from .prefixes import PrefixIndex
 
 __all__ = ["Shelf"]
@@ -16,28 +18,34 @@ class Shelf:
     """Texts by their keys, the one that was used least recently first to go.
 
     Args:
-        n_bytes: room for them.
+        n_bytes: room for them in memory.
+        n_disk_bytes: and on disk.
+
+    Attributes:
+        n_bytes, n_disk_bytes: what they take.
     """
 
-    def __init__(self, n_bytes: int) -> None:
+    def __init__(self, n_bytes: int, n_disk_bytes: int = 0) -> None:
         self._room = n_bytes
+        self._disk_room = n_disk_bytes
         self._index: PrefixIndex[int] = PrefixIndex()
         self._sizes: dict[int, int] = {}  # by key, the one that was used least recently first
+        self._disk: dict[int, int] = {}  # the same, on disk
         self._token_bytes = 0.0  # of the last one that was weighed
         self._next = 0
-        self.n_bytes = 0
+        self.n_bytes = self.n_disk_bytes = 0
 
     def __len__(self) -> int:
-        return len(self._sizes)
+        return len(self._sizes) + len(self._disk)
 
     def longest(self, tokens: Sequence[int]) -> tuple[int, int | None]:
         """Return the length of the longest beginning of ``tokens`` that lies here, and a key of it."""
         length, keys = self._index.longest(tokens)
-        return (length, min(keys, key=lambda key: self._sizes[key])) if keys else (0, None)
+        return (length, min(keys, key=lambda key: (key in self._disk, self._size(key)))) if keys else (0, None)
 
     def longest_whole(self, tokens: Sequence[int]) -> tuple[int, int] | None:
         """Return the longest text here that ``tokens`` begin with, as its length and key; None where there is none."""
-        found = [(len(self._index.tokens(key)), key) for key in self._sizes if self._begins(tokens, key)]
+        found = [(length, key) for key, length in self._index.begun_by(tokens)]
         return max(found, default=None)
 
     def length(self, key: int) -> int:
@@ -46,11 +54,12 @@ class Shelf:
 
     def use(self, key: int) -> int:
         """Say that a text is used now; return its length."""
-        self._sizes[key] = self._sizes.pop(key)
+        sizes = self._disk if key in self._disk else self._sizes
+        sizes[key] = sizes.pop(key)
         return self.length(key)
 
-    def put(self, tokens: Sequence[int]) -> tuple[int | None, list[int]]:
-        """Take a text; return its key, None where there is no room, and the keys of those that have to go.
+    def put(self, tokens: Sequence[int]) -> tuple[int | None, list[Forget | Spill]]:
+        """Take a text; return its key, None where there is no room, and what becomes of those that have to go.
 
         Those go that it begins with, and then the ones that were used least recently. Until it is weighed, its tokens count
         as those of the last one that was.
@@ -58,9 +67,7 @@ class Shelf:
         n_bytes = int(len(tokens) * self._token_bytes)
         if n_bytes > self._room or not self._room:
             return None, []
-        gone = [key for key in self._sizes if self._begins(tokens, key)]
-        for key in gone:
-            self._drop(key)
+        gone: list[Forget | Spill] = [self._forget(key) for key, _ in list(self._index.begun_by(tokens))]
         gone += self._make_room(n_bytes)
         key, self._next = self._next, self._next + 1
         self._index.extend(key, tokens)
@@ -68,29 +75,39 @@ class Shelf:
         self.n_bytes += n_bytes
         return key, gone
 
-    def weigh(self, key: int, n_bytes: int | None) -> list[int]:
-        """Say how large a text is, or None where it could not be put here; return the keys of those that have to go."""
-        if key not in self._sizes:
-            return []
-        if n_bytes is None:
-            self._drop(key)
+    def weigh(self, key: int, n_bytes: int | None) -> list[Forget | Spill]:
+        """Say how large a text is, or None where it is not there; return what becomes of those that have to go."""
+        if n_bytes is None and (key in self._sizes or key in self._disk):
+            return [self._forget(key)]
+        if n_bytes is None or key not in self._sizes:
             return []
         self._token_bytes = n_bytes / len(self._index.tokens(key))
         self.n_bytes += n_bytes - self._sizes[key]
         self._sizes[key] = n_bytes
         return self._make_room(0)
 
-    def _make_room(self, n_bytes: int) -> list[int]:
-        gone = []
+    def _make_room(self, n_bytes: int) -> list[Forget | Spill]:
+        gone: list[Forget | Spill] = []
         while self.n_bytes + n_bytes > self._room:
-            gone.append(next(iter(self._sizes)))
-            self._drop(gone[-1])
+            key = next(iter(self._sizes))
+            if self._sizes[key] > self._disk_room:
+                gone.append(self._forget(key))
+                continue
+            size = self._disk[key] = self._sizes.pop(key)
+            self.n_bytes -= size
+            self.n_disk_bytes += size
+            gone.append(Spill(key))
+            while self.n_disk_bytes > self._disk_room:
+                gone.append(self._forget(next(iter(self._disk))))
         return gone
 
-    def _begins(self, tokens: Sequence[int], key: int) -> bool:
-        own = self._index.tokens(key)
-        return own == list(tokens[: len(own)])
+    def _size(self, key: int) -> int:
+        return self._disk[key] if key in self._disk else self._sizes[key]
 
-    def _drop(self, key: int) -> None:
+    def _forget(self, key: int) -> Forget:
         self._index.remove(key)
-        self.n_bytes -= self._sizes.pop(key)
+        if key in self._disk:
+            self.n_disk_bytes -= self._disk.pop(key)
+        else:
+            self.n_bytes -= self._sizes.pop(key)
+        return Forget(key)

@@ -13,67 +13,17 @@ from dataclasses import dataclass
 from enum import Enum
 
 from .cells import Cells
+from .operations import Copy, Keep, Load, Operation, Save, Shift
 from .prefixes import PrefixIndex
 from .shelf import Shelf
 
-__all__ = ["Copy", "Forget", "Keep", "Load", "Operation", "Save", "Shift", "Slots", "Taken", "Trim", "Wait"]
+__all__ = ["Slots", "Taken", "Trim", "Wait"]
 
 SHORT_TAIL = 32
 """An idle slot that loses no more tokens than these is taken over, where it would be copied otherwise."""
 
 WORTH = 16
 """A beginning of fewer tokens than these is neither waited for nor copied: computing it is as quick."""
-
-
-@dataclass(frozen=True)
-class Copy:
-    """Make ``target`` what ``source`` is (``llama_memory_seq_cp``)."""
-
-    source: int
-    target: int
-
-
-@dataclass(frozen=True)
-class Keep:
-    """Keep the first ``length`` positions of ``seq`` (``llama_memory_seq_rm`` of the rest)."""
-
-    seq: int
-    length: int
-
-
-@dataclass(frozen=True)
-class Shift:
-    """Forget the positions [begin, end) of ``seq``, and move what is behind them there (``llama_memory_seq_add``)."""
-
-    seq: int
-    begin: int
-    end: int
-
-
-@dataclass(frozen=True)
-class Save:
-    """Put what ``seq`` has on the shelf, as ``key`` (``llama_state_seq_get_data``)."""
-
-    seq: int
-    key: int
-
-
-@dataclass(frozen=True)
-class Load:
-    """Make ``seq`` what lies on the shelf as ``key`` (``llama_state_seq_set_data``)."""
-
-    key: int
-    seq: int
-
-
-@dataclass(frozen=True)
-class Forget:
-    """Throw away what lies on the shelf as ``key``."""
-
-    key: int
-
-
-Operation = Copy | Keep | Shift | Save | Load | Forget
 
 
 class Trim(Enum):
@@ -281,7 +231,7 @@ class Slots:
         if (others and self._trim is Trim.ANY and length == len(tokens)) or stored == len(tokens):
             return []
         key, gone = self._shelf.put(tokens)
-        return [*([] if key is None else [Save(seq, key)]), *(Forget(each) for each in gone)]
+        return [*([] if key is None else [Save(seq, key)]), *gone]
 
     def stop_at(self, seq: int) -> int | None:
         """Return where a running slot is to stop for a moment, if anywhere ahead."""
