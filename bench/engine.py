@@ -1,11 +1,14 @@
-"""The engine under load: against llama-bench, llama-batched-bench and llama-server on the same libllama, in turn in one run.
+"""The engine under load: against llama-bench, llama-batched-bench, llama-server and llama-cpp-python, in turn in one run.
 
     python bench/engine.py [--pairs 5] [--only SECTION] [--threads N] [--model NAME=FILE] [--no-write]
 
-Every sample is a fresh process that loads the model and warms up. The sections:
+All sides run the same libllama. Every sample is a fresh process that loads the model and warms up. The sections:
 
 - streams: tokens a second of 1 stream (llama-bench -n 128), and of 8 and 16 (llama-batched-bench -npp 128 -ntg 128), all
   together. The peers feed tokens that they have made up, and sample nothing; the engine samples greedily and makes text.
+- crowd: tokens a second of 8 requests of 128 tokens that arrive together and generate 64 each, from the first one to the end
+  of the last, prompts and all: ours by submit(), llama-server's over HTTP with 8 slots, llama-cpp-python's one after the
+  other, as its Llama serves one at a time.
 - first_token: 8 requests that arrive together with a shared prefix of 1,024 tokens and 16 of their own: the time to the
   first token of the slowest, which is the 95th percentile of 8; ours by submit(), llama-server's over HTTP with 8 slots, its
   prompt cache on, streaming.
@@ -14,6 +17,8 @@ Every sample is a fresh process that loads the model and warms up. The sections:
 - lookup: tokens a second of one stream with prompt lookup, to those without: on a text that is to be repeated, where it is
   also compared with what llama-batched-bench decodes at as many sequences as a guess has rows over what it decodes at one;
   and on a story.
+- draft: tokens a second of one stream with a draft model, to those without: of a made up llama of 24 layers, all but the
+  first of which add nothing, drafted by that first one; and of the model by itself, which cannot pay, nor is it to cost.
 - overhead: microseconds of Python for each token of 64 requests, with a runner that computes nothing, and 0 and 10,000
   others in the queue; and those of a look-up among 1 and 256 texts of 4,000 tokens.
 
@@ -23,6 +28,7 @@ llama-server is built by `python bench/peers.py --server`.
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import os
 import random
@@ -30,14 +36,16 @@ import socket
 import statistics
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import urllib.request
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import harness
 from peers import Peers
@@ -47,6 +55,7 @@ if TYPE_CHECKING:
 
 N_PROMPT, N_GEN = 128, 128
 PREFIX, OWN, TOGETHER = 1024, 16, 8
+CROWD_GEN = 64
 OURS = "offgrid_llama"
 
 
@@ -81,6 +90,39 @@ def streams(file: str, threads: int, n: int, n_gen: int = N_GEN) -> float:
         begin = max(answer.first_token or 0 for answer in answers)
         end = max(answer.finished or 0 for answer in answers)
         return n * (n_gen - 1) / (end - begin)
+
+
+def crowd(file: str, threads: int) -> float:
+    """Return the tokens a second of requests that arrive together, prompts and all."""
+    import offgrid_llama as og
+
+    with og.Engine(file, n_seq_max=TOGETHER, n_ctx=TOGETHER * (N_PROMPT + N_GEN), n_threads=threads) as engine:
+        sampling = endless(engine.model)
+        engine.generate(made_up(99, 8), max_tokens=2)
+        begin = time.perf_counter()
+        completions = [
+            engine.submit(made_up(i, N_PROMPT), max_tokens=CROWD_GEN, sampling=sampling) for i in range(TOGETHER)
+        ]
+        n = sum(len(completion.result().tokens) for completion in completions)
+        return n / (time.perf_counter() - begin)
+
+
+def crowd_of_llama_cpp_python(file: str, threads: int) -> float:
+    """Do with llama-cpp-python what `crowd` does."""
+    llama_cpp: Any = importlib.import_module("llama_cpp")
+    llama = llama_cpp.Llama(
+        file, n_ctx=N_PROMPT + N_GEN, n_threads=threads, n_threads_batch=threads, flash_attn=True, verbose=False
+    )
+
+    def generate(prompt: list[int], n: int) -> int:
+        llama.reset()
+        tokens = llama.generate(prompt, temp=0.0, top_k=1)
+        return sum(1 for _, token in zip(range(n), tokens, strict=False) if llama.detokenize([token]) is not None)
+
+    generate(made_up(99, 8), 2)
+    begin = time.perf_counter()
+    n = sum(generate(made_up(i, N_PROMPT), CROWD_GEN) for i in range(TOGETHER))
+    return n / (time.perf_counter() - begin)
 
 
 def first_token(file: str, threads: int) -> dict[str, float]:
@@ -173,6 +215,64 @@ def lookup(file: str, threads: int, task: str, on: int) -> dict[str, float]:
         return {"speed": statistics.median(speeds), "rows": 1 + request.n_guessed / (99 - request.n_right)}
 
 
+def deep_and_first(folder: Path) -> tuple[Path, Path]:
+    """Write a llama of 24 layers, all but the first of which add nothing, and one that is its first layer."""
+    import numpy as np
+
+    sys.path.append(str(harness.ROOT / "tests"))
+    from twin import LETTERS, N_VOCAB, tiny_llama, write_gguf
+
+    n_embd, n_ff, n_head = 512, 1408, 8
+    paths = []
+    for name, n_layers in (("deep", 24), ("first", 1)):
+        rng = np.random.default_rng(1)
+
+        def matrix(rows: int, columns: int, rng: Any = rng) -> Any:
+            return (rng.standard_normal((rows, columns)) / np.sqrt(columns)).astype(np.float32)
+
+        sizes = {
+            "block_count": n_layers, "embedding_length": n_embd, "feed_forward_length": n_ff,
+            "attention.head_count": n_head, "attention.head_count_kv": n_head, "rope.dimension_count": n_embd // n_head,
+        }  # fmt: skip
+        tensors = {
+            "token_embd.weight": 20 * matrix(N_VOCAB, n_embd), "output.weight": matrix(N_VOCAB, n_embd),
+            "output_norm.weight": np.ones(n_embd, np.float32),
+        }  # fmt: skip
+        for i in range(n_layers):
+            adds = np.float32(i == 0)
+            for each in ("q", "k", "v"):
+                tensors[f"blk.{i}.attn_{each}.weight"] = matrix(n_embd, n_embd)
+            tensors[f"blk.{i}.attn_output.weight"] = adds * matrix(n_embd, n_embd)
+            tensors[f"blk.{i}.ffn_gate.weight"] = matrix(n_ff, n_embd)
+            tensors[f"blk.{i}.ffn_up.weight"] = matrix(n_ff, n_embd)
+            tensors[f"blk.{i}.ffn_down.weight"] = adds * matrix(n_embd, n_ff)
+            for each in ("attn", "ffn"):
+                tensors[f"blk.{i}.{each}_norm.weight"] = np.ones(n_embd, np.float32)
+        paths.append(folder / f"{name}.gguf")
+        keys = {**tiny_llama()[0], **LETTERS, **{f"llama.{key}": value for key, value in sizes.items()}}
+        write_gguf(paths[-1], keys, tensors)
+    return paths[0], paths[1]
+
+
+def draft(file: str, threads: int, what: str, on: int) -> dict[str, float]:
+    """Return the tokens a second of one stream with a draft model or without, and how many of its guesses were right."""
+    import offgrid_llama as og
+
+    with tempfile.TemporaryDirectory() as folder:
+        model, small = deep_and_first(Path(folder)) if what == "deep" else (file, file)
+        with og.Engine(model, draft=small if on else None, n_seq_max=1, n_ctx=2048, n_threads=threads) as engine:
+            options: dict[str, Any] = {"sampling": endless(engine.model), "lookup": False}
+            prompt = made_up(3, 20) if what != "deep" else list(range(10, 30))
+            engine.generate(prompt, max_tokens=100, **options)  # it learns what that costs
+            speeds = []
+            for _ in range(3):
+                completion = engine.generate(prompt, max_tokens=300, **options)
+                speeds.append(299 / (completion.timings.decode or 1.0))
+            stats = engine.stats()
+            right = stats.guessed_tokens_right / max(stats.guessed_tokens, 1)
+            return {"speed": statistics.median(speeds), "guessed": stats.guessed_tokens, "right": right}
+
+
 def overhead() -> dict[str, float]:
     """Return what the engine's Python takes for each token, and for a look-up."""
     from offgrid_llama.engine.completion import Answer, Events
@@ -185,6 +285,8 @@ def overhead() -> dict[str, float]:
     class Nothing:
         seconds, n_steps, spent = 0.01, 1, 0.0
         saved: tuple[()] = ()
+        drafted: ClassVar[dict[Any, int]] = {}
+        draft_seconds = None
 
         def run(self, plan: Any) -> Any:
             begin = time.perf_counter()
@@ -237,8 +339,8 @@ def overhead() -> dict[str, float]:
 
 
 CHILDREN: dict[str, Callable[..., Any]] = {
-    "streams": streams, "first_token": first_token, "busy": busy, "long_prompt": long_prompt,
-    "lookup": lookup,
+    "streams": streams, "crowd": crowd, "first_token": first_token, "busy": busy, "long_prompt": long_prompt,
+    "lookup": lookup, "draft": draft, "llama-cpp-python": crowd_of_llama_cpp_python,
 }  # fmt: skip
 
 
@@ -284,21 +386,16 @@ class Sides:
                 return float(json.loads(line)["speed_tg"])
         sys.exit(f"llama-batched-bench gave no result:\n{done.stderr[-2000:]}")
 
-    def server_first_token(self, file: Path) -> dict[str, float]:
-        """Do with llama-server what `first_token` does."""
+    @contextmanager
+    def server(self, file: Path, n_ctx: int) -> Iterator[str]:
+        """Run llama-server with 8 slots of so many tokens, and give its address once it answers."""
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
-        flags = f"-t {self.threads} -c {TOGETHER * 2048} -np {TOGETHER} -b 2048 -ub 512 -fa on --port {port}"
-        command: list[str | Path] = [
-            self.peers.bin / "llama-server",
-            "-m",
-            file,
-            *flags.split(),
-            "--host",
-            "127.0.0.1",
-            "--no-webui",
-        ]
+        flags = (
+            f"-t {self.threads} -c {TOGETHER * n_ctx} -np {TOGETHER} -b 2048 -ub 512 -fa on --port {port} --no-webui"
+        )
+        command: list[str | Path] = [self.peers.bin / "llama-server", "-m", file, "--host", "127.0.0.1", *flags.split()]
         server = subprocess.Popen(command, env=self.env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         url = f"http://127.0.0.1:{port}"
         try:
@@ -311,26 +408,58 @@ class Sides:
                 if server.poll() is not None:
                     sys.exit(f"llama-server ended with {server.returncode}")
             list(stream_from(url, made_up(99, 8), 2))
+            yield url
+        finally:
+            server.terminate()
+            server.wait()
+
+    def server_first_token(self, file: Path) -> dict[str, float]:
+        """Do with llama-server what `first_token` does."""
+        with self.server(file, 2048) as url:
             prefix, times = made_up(1, PREFIX), []
 
             def ask(i: int) -> None:
                 begin = time.perf_counter()
                 times.append(next(stream_from(url, [*prefix, *made_up(2 + i, OWN)], 8)) - begin)
 
-            askers = [threading.Thread(target=ask, args=(i,)) for i in range(TOGETHER)]
-            for asker in askers:
-                asker.start()
-            for asker in askers:
-                asker.join()
+            together(ask)
             return {"slowest": max(times), "median": statistics.median(times)}
-        finally:
-            server.terminate()
-            server.wait()
+
+    def server_crowd(self, file: Path) -> float:
+        """Do with llama-server what `crowd` does."""
+        with self.server(file, N_PROMPT + N_GEN) as url:
+            counts = []
+
+            def ask(i: int) -> None:
+                counts.append(
+                    sum(1 for _ in stream_from(url, made_up(i, N_PROMPT), CROWD_GEN)) - 1
+                )  # the last has none
+
+            begin = time.perf_counter()
+            together(ask)
+            return sum(counts) / (time.perf_counter() - begin)
+
+
+def together(ask: Callable[[int], object]) -> None:
+    """Call a function for each of the requests, each in its thread."""
+    askers = [threading.Thread(target=ask, args=(i,)) for i in range(TOGETHER)]
+    for asker in askers:
+        asker.start()
+    for asker in askers:
+        asker.join()
 
 
 def stream_from(url: str, prompt: list[int], n_predict: int) -> Iterator[float]:
     """Yield when each token came from llama-server's own endpoint."""
-    body = json.dumps({"prompt": prompt, "n_predict": n_predict, "stream": True, "cache_prompt": True}).encode()
+    asked = {
+        "prompt": prompt,
+        "n_predict": n_predict,
+        "stream": True,
+        "cache_prompt": True,
+        "temperature": 0,
+        "ignore_eos": True,
+    }
+    body = json.dumps(asked).encode()
     request = urllib.request.Request(f"{url}/completion", body, {"Content-Type": "application/json"})
     with urllib.request.urlopen(request, timeout=300) as response:
         for line in response:
@@ -371,7 +500,10 @@ class Figure:
         held = ratio["median"] <= self.limit if self.low else ratio["median"] >= self.limit
         asked = f"{'at most' if self.low else 'at least'} {self.limit}"
         name = f"{self.section}: {self.name}"
-        return {"figure": name, "samples": samples, "ratio": ratio, "asked": asked, "held": held, "quiet": quiet}
+        pairs = [a / b for a, b in zip(*numbers, strict=True)] if len(numbers) == 2 else numbers[0]
+        return {
+            "figure": name, "samples": samples, "pairs": pairs, "ratio": ratio, "asked": asked, "held": held, "quiet": quiet
+        }  # fmt: skip
 
 
 def figures(sides: Sides, file: Path) -> Iterator[Figure]:
@@ -389,6 +521,10 @@ def figures(sides: Sides, file: Path) -> Iterator[Figure]:
         peer = partial(sides.batched_bench, file, n)
         yield Figure("streams", str(n), {OURS: ours("streams", n), "llama-batched-bench": peer}, 0.95)
     yield Figure("first_token", "slowest of 8 with a shared prefix", both, 0.35, low=True, key="slowest")
+    for name, theirs in (
+        ("llama-server", partial(sides.server_crowd, file)), ("llama-cpp-python", ours("llama-cpp-python")),
+    ):  # fmt: skip
+        yield Figure("crowd", f"8 at once, to {name}", {OURS: ours("crowd"), name: theirs}, 1.0)
     for n in (1, 8):
         both = {f"beside a {where}": ours("busy", n, where) for where in ("thread", "process")}
         yield Figure("busy", str(n), both, 0.85)
@@ -407,14 +543,11 @@ def figures(sides: Sides, file: Path) -> Iterator[Figure]:
         return sides.batched_bench(file, rows[-1] if rows else 8) / sides.batched_bench(file, 1)
 
     yield Figure("lookup", "gain, to its ceiling", {OURS: gain, "llama-batched-bench": ceiling}, 0.75)
-    yield Figure(
-        "long_prompt",
-        "time between tokens, to the normal one",
-        {OURS: ours("long_prompt")},
-        3.0,
-        low=True,
-        key="median",
-    )
+    name = "time between tokens, to the normal one"
+    yield Figure("long_prompt", name, {OURS: ours("long_prompt")}, 3.0, low=True, key="median")
+    for what, name, limit in (("deep", "one that pays", 1.5), ("itself", "one that cannot pay", 0.97)):
+        both = {"with a draft": ours("draft", what, 1), "without": ours("draft", what, 0)}
+        yield Figure("draft", name, both, limit, key="speed")
 
 
 def summary(results: dict[str, list[dict[str, Any]]], python: list[dict[str, float]]) -> str:
@@ -465,7 +598,20 @@ def main() -> None:
     python = [overhead() for _ in range(args.pairs)] if "overhead" in wanted else []
     about = harness.environment() | {"threads": args.threads, "pairs": args.pairs}
     data = {"environment": about, "results": results, "overhead": python}
-    harness.report("engine", "The engine", data, summary(results, python), write=not args.no_write)
+    rows = [
+        (
+            f"{model}, {each['figure']}",
+            each["pairs"],
+            float(each["asked"].split()[-1]),
+            each["asked"].startswith("at most"),
+        )
+        for model, figures_ in results.items()
+        for each in figures_
+    ]
+    body = summary(results, python) + "\n\n![the pairs of each figure](engine.svg)"
+    harness.report("engine", "The engine", data, body, write=not args.no_write)
+    if not args.no_write:
+        harness.plot_ratios("engine", "The engine: each pair, and what is asked", rows)
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import datetime
 import hashlib
+import importlib
 import json
 import os
 import platform
@@ -195,3 +196,27 @@ def report(name: str, title: str, data: Mapping[str, Any], body: str, write: boo
         REPORTS.mkdir(parents=True, exist_ok=True)
         (REPORTS / f"{name}.md").write_text(text, encoding="utf-8")
         (REPORTS / f"{name}.json").write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
+
+
+def plot_ratios(name: str, title: str, rows: Sequence[tuple[str, Sequence[float], float, bool]]) -> None:
+    """Write docs/benchmarks/NAME.svg: of each row its name, the ratios of its pairs, and the most or least asked for."""
+    mpl: Any = importlib.import_module("matplotlib")
+    mpl.use("svg")
+    mpl.rcParams["svg.hashsalt"] = name  # so that the same samples give the same file
+    plt: Any = importlib.import_module("matplotlib.pyplot")
+
+    figure, axes = plt.subplots(figsize=(10, 1 + 0.32 * len(rows)))
+    for y, (_, pairs, asked, at_most) in enumerate(reversed(rows)):
+        median = statistics.median(pairs)
+        held = median <= asked if at_most else median >= asked
+        colour = "tab:green" if held else "tab:red"
+        axes.plot(pairs, [y] * len(pairs), "o", color=colour, alpha=0.4, markersize=4)
+        axes.plot([median], [y], "|", color=colour, markersize=14, markeredgewidth=3)
+        axes.plot([asked], [y], ">" if not at_most else "<", color="black", markersize=6)
+    axes.set_yticks(range(len(rows)), [row[0] for row in reversed(rows)])
+    axes.set_xscale("log")
+    axes.axvline(1.0, color="grey", linewidth=0.5)
+    axes.set_title(f"{title} (bar: median, arrow: asked)", fontsize=10)
+    axes.grid(axis="x", alpha=0.3)
+    figure.tight_layout()
+    figure.savefig(REPORTS / f"{name}.svg", metadata={"Date": None})

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import json
 import math
 import random
+import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -808,6 +810,47 @@ def test_any_schedule(letters: og.Model, pytestconfig: pytest.Config, tmp_path: 
     """Whatever comes and goes, each request gives what it gives alone, and nothing is left."""
     for seed in range(pytestconfig.getoption("--hazard-cases") or 200):
         Schedule(letters, seed, tmp_path).run()
+
+
+MEMORY = """
+import ctypes, gc, random, re, sys
+from pathlib import Path
+import offgrid_llama as og
+
+def resident():
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)
+    return int(re.search(r"RssAnon:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1])
+
+n, rng, seen, waiting = int(sys.argv[2]), random.Random(1), [], []
+options = {"n_seq_max": 4, "n_ctx": 1024, "n_batch": 64, "n_threads": 1, "cache_bytes": 500_000}
+with og.Model(sys.argv[1]) as model, og.Engine(model, draft=model, **options) as engine:
+    for i in range(n):
+        prompt = [rng.randrange(7, 57) for _ in range(rng.choice([3, 10, 40]))]
+        asked = {"seed": i, "n": rng.choice([1, 1, 2]), "logprobs": rng.choice([None, 2]), "stop": rng.choice([[], ["ab"]])}
+        waiting.append(engine.submit(prompt, max_tokens=rng.randint(1, 8), **asked))
+        if rng.random() < 0.1:
+            rng.choice(waiting).cancel()
+        if len(waiting) == 16:
+            for each in waiting:
+                each.result() if rng.random() < 0.5 else list(each)
+            waiting.clear()
+        if i % (n // 10) == n // 10 - 1:
+            seen.append(resident())
+print(seen)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads memory as Linux tells it")
+def test_memory_is_flat(tmp_path: Path, run_child: RunChild, request: pytest.FixtureRequest) -> None:
+    """Requests of all kinds leave nothing behind: after the first fifth of them memory is what it will be."""
+    write_tiny_llama(tmp_path / "letters.gguf", more={**LETTERS, "tokenizer.ggml.eos_token_id": EOS})
+    n = request.config.getoption("--hazard-cases") or 3000
+    done = run_child(MEMORY, tmp_path / "letters.gguf", str(n), timeout=3000)
+    assert done.returncode == 0, done.stderr
+    seen = json.loads(done.stdout)
+    request.node.add_report_section("call", f"kB after each tenth of {n} requests", str(seen))
+    assert max(seen[2:]) - seen[1] < 1024
 
 
 # Ending early -----------------------------------------------------------------------------------------------------------

@@ -49,6 +49,11 @@ class Index(RuleBasedStateMachine):
         assert length == best
         assert set(found) == ({holder for holder, n in lengths.items() if n == best} if best else set())
 
+    @rule(tokens=texts)
+    def begun_by(self, tokens: list[int]) -> None:
+        found = {(holder, len(text)) for holder, text in self.known.items() if text and text == tokens[: len(text)]}
+        assert set(self.index.begun_by(tokens)) == found
+
     @invariant()
     def knows_all(self) -> None:
         assert len(self.index) == len(self.known)
