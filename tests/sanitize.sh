@@ -31,9 +31,10 @@ esac
     --config-settings=cmake.define.GGML_OPENMP=$openmp
 
 python=$home/venv/bin/python
-nouns=(tests/test_{model,gguf,vocab,batch,context,memory,logits,state,adapter,embedding,sampling,fast_sampling,grammar,handle}.py)
+nouns=(tests/test_{model,gguf,vocab,batch,context,memory,logits,state,adapter,embedding,sampling,fast_sampling,grammar,handle,engine}.py)
 # With AddressSanitizer the frames of std::regex are several times as large, and the stack for a million letters too small.
 deep=(--deselect=tests/test_vocab.py::test_{runs_at_the_limit,runs_at_the_limit_in_other_pre_tokenizers,a_million_letters})
+deep+=(--deselect=tests/test_engine.py::test_memory_is_flat) # the sanitizer keeps what is freed
 if [ "$kind" = address ]; then
     LD_PRELOAD=$(g++ -print-file-name=libasan.so):$(g++ -print-file-name=libubsan.so)
     export LD_PRELOAD PYTHONMALLOC=malloc # so that ffi.new() and NumPy are looked at, too

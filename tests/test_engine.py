@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import inspect
 import json
 import math
 import random
@@ -642,6 +643,15 @@ def test_a_draft_that_does_not_fit(letters: og.Model, smollm2: og.Model, tmp_pat
     ARCHITECTURES["mamba"].write(tmp_path / "mamba.gguf", LETTERS)
     with pytest.raises(ValueError, match="take back"):
         make(letters, draft=tmp_path / "mamba.gguf")
+
+
+def test_options_are_those_of_submit() -> None:
+    """Who hands options on has the names and types of all of them."""
+    parameters = inspect.signature(og.Engine.submit).parameters
+    said = {name: each.annotation for name, each in parameters.items() if each.kind is each.KEYWORD_ONLY}
+    assert list(said.items()) == [
+        (name, each.__forward_arg__) for name, each in og.engine.RequestOptions.__annotations__.items()
+    ]
 
 
 # Python in the middle ---------------------------------------------------------------------------------------------------

@@ -3,7 +3,11 @@
 from .completion import Answer, Completion, Piece, Timings, Usage
 from .engine import Engine
 from .loop import EngineStats
+from .options import LogitsProcessor, RequestOptions
 from .request import FinishReason
 from .runner import StepView
 
-__all__ = ["Answer", "Completion", "Engine", "EngineStats", "FinishReason", "Piece", "StepView", "Timings", "Usage"]
+__all__ = [
+    "Answer", "Completion", "Engine", "EngineStats", "FinishReason", "LogitsProcessor", "Piece", "RequestOptions",
+    "StepView", "Timings", "Usage",
+]  # fmt: skip

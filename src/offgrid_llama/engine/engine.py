@@ -22,6 +22,7 @@ from .completion import Answer, Completion, Events, Piece
 from .drafter import check_draft
 from .guessing import Acceptance, Drafting, Lookup
 from .loop import EngineStats, Loop
+from .options import LogitsProcessor, RequestOptions
 from .request import Request
 from .runner import Runner, StepView
 from .slots import Trim
@@ -29,13 +30,9 @@ from .slots import Trim
 if TYPE_CHECKING:
     from types import TracebackType
 
-    import numpy as np
-    import numpy.typing as npt
-    from typing_extensions import Self
+    from typing_extensions import Self, Unpack
 
     from ..chain import SamplerChain
-
-    LogitsProcessor = Callable[[Sequence[int], npt.NDArray[np.float32]], npt.NDArray[np.float32] | None]
 
 __all__ = ["Engine"]
 
@@ -223,26 +220,30 @@ class Engine:
             raise
         return Completion(events, self._loop.cancel)
 
-    def generate(self, prompt: str | bytes | Sequence[int], **options: Any) -> Completion:
+    def generate(self, prompt: str | bytes | Sequence[int], **options: Unpack[RequestOptions]) -> Completion:
         """Submit a prompt, wait for the end, and return the Completion. Takes what ``submit`` takes.
 
         Raises as ``submit`` does, and what the request has failed with.
         """
         return self.submit(prompt, **options).result()
 
-    def stream(self, prompt: str | bytes | Sequence[int], **options: Any) -> Iterator[Piece]:
+    def stream(self, prompt: str | bytes | Sequence[int], **options: Unpack[RequestOptions]) -> Iterator[Piece]:
         """Submit a prompt, and return its pieces as they come. Takes what ``submit`` takes.
 
         Whoever stops to iterate, and drops the iterator, cancels what is left.
         """
         return iter(self.submit(prompt, **options))
 
-    async def generate_async(self, prompt: str | bytes | Sequence[int], **options: Any) -> Completion:
+    async def generate_async(
+        self, prompt: str | bytes | Sequence[int], **options: Unpack[RequestOptions]
+    ) -> Completion:
         """Do what ``generate`` does, on an event loop. A task that is cancelled cancels the request."""
         with self.submit(prompt, **options) as completion:
             return await completion
 
-    def stream_async(self, prompt: str | bytes | Sequence[int], **options: Any) -> AsyncIterator[Piece]:
+    def stream_async(
+        self, prompt: str | bytes | Sequence[int], **options: Unpack[RequestOptions]
+    ) -> AsyncIterator[Piece]:
         """Do what ``stream`` does, for ``async for``."""
         return aiter(self.submit(prompt, **options))
 
