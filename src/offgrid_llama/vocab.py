@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING, TypeVar
@@ -80,6 +80,7 @@ class Vocab:
         self._eog: frozenset[int] | None = None
         self._characters: set[str] = set()  # that are tokens; filled by _special_texts()
         self._specials: dict[bool, list[bytes]] = {}
+        self._controls: dict[str, int] = {}
         with self._handle as ptr:
             self._ptr = vocab = lib.llama_model_get_vocab(ptr)
             self.n_tokens: int = lib.llama_vocab_n_tokens(vocab)
@@ -262,6 +263,11 @@ class Vocab:
                 self._eog = frozenset(t for t in range(self.n_tokens) if lib.llama_vocab_is_eog(self._ptr, t))
             return self._eog
 
+    def control_tokens(self) -> Mapping[str, int]:
+        """Return the tokens that only ``parse_special=True`` reads in a text, by what they are read from."""
+        self._special_texts(True)
+        return self._controls
+
     def is_control(self, token: int) -> bool:
         """Whether the token is no text (``llama_vocab_is_control``)."""
         with self._handle:
@@ -310,7 +316,9 @@ class Vocab:
                     attr = lib.llama_vocab_get_attr(self._ptr, token)
                     if attr & (parsed | TokenAttr.USER_DEFINED) and text:
                         special[True].add(text)
-                        if not attr & parsed:
+                        if attr & parsed:
+                            self._controls.setdefault(text.decode("utf-8", "replace"), token)
+                        else:
                             special[False].add(text)
             self._characters = characters
             self._specials = {parse: sorted(texts, key=len, reverse=True) for parse, texts in special.items()}

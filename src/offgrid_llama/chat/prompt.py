@@ -1,0 +1,97 @@
+"""From the parts of a rendered prompt to its tokens: control tokens where the template wrote them, and nowhere else."""
+
+from __future__ import annotations
+
+import re
+import sys
+from bisect import bisect_right
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import pairwise
+from typing import TYPE_CHECKING
+
+from ..params import TokenAttr
+
+if TYPE_CHECKING:
+    from ..vocab import Vocab
+    from .template import Part
+
+__all__ = ["prompt_tokens"]
+
+_SPACES = " \t\n\v\f\r"  # of C's isspace()
+
+
+def prompt_tokens(vocab: Vocab, parts: Sequence[Part]) -> list[int]:
+    """Return the token ids of a prompt (``llama_tokenize``).
+
+    They are those of the whole text with ``parse_special=True``, but for control tokens that are not the template's: in what
+    came with the conversation, and across its borders, the same characters are text. The model's BOS is added where it wants
+    one and the template wrote none.
+
+    Raises TokenizeError as ``Vocab.tokenize`` does.
+    """
+    text = "".join(part.text for part in parts)
+    controls = vocab.control_tokens()
+    allowed: list[tuple[int, int]] = []  # where the template's text is
+    at = 0
+    for part in parts:
+        if part.special:
+            begin = allowed.pop()[0] if allowed and allowed[-1][1] == at else at
+            allowed.append((begin, at + len(part.text)))
+        at += len(part.text)
+    if all(_inside(allowed, begin, end) for begin, end in _found(text, controls)):
+        tokens = vocab.tokenize(text, add_special=False, parse_special=True)
+    else:
+        tokens = []
+        for piece in _cut(vocab, text, allowed, controls):
+            tokens += [piece] if isinstance(piece, int) else vocab.tokenize(piece, add_special=False)
+    if vocab.add_bos and vocab.bos is not None and tokens[:1] != [vocab.bos]:
+        tokens.insert(0, vocab.bos)
+    return tokens
+
+
+def _found(text: str, controls: Mapping[str, int]) -> Iterator[tuple[int, int]]:
+    """Yield where a control token could be read, also where several overlap."""
+    if not controls:
+        return
+    lengths = sorted({len(control) for control in controls})
+    # There are no more of them than of their beginnings, and few of these.
+    begins = "|".join(re.escape(begin) for begin in sorted({control[:2] for control in controls}))
+    for match in re.finditer(f"(?={begins})", text):
+        begin = match.start()
+        for length in lengths:
+            if text[begin : begin + length] in controls:
+                yield begin, begin + length
+
+
+def _inside(spans: Sequence[tuple[int, int]], begin: int, end: int) -> bool:
+    """Return whether one of the spans, which are in order, has all of [begin, end)."""
+    at = bisect_right(spans, (begin, sys.maxsize)) - 1
+    return at >= 0 and end <= spans[at][1]
+
+
+def _cut(
+    vocab: Vocab, text: str, allowed: Sequence[tuple[int, int]], controls: Mapping[str, int]
+) -> Iterator[int | str]:
+    """Yield the control tokens of the template's text, and the texts between them.
+
+    The longest tokens first, as llama.cpp does, which then strips what stands beside some of them.
+    """
+    found: dict[tuple[int, int], int] = {}
+    taken = bytearray(len(text))
+    places = sorted(_found(text, controls), key=lambda place: (place[0] - place[1], place[0]))
+    for begin, end in places:
+        if _inside(allowed, begin, end) and not any(taken[begin:end]):
+            taken[begin:end] = b"1" * (end - begin)
+            found[begin, end] = controls[text[begin:end]]
+    borders = [(0, 0), *sorted(found), (len(text), len(text))]
+    for (begin, end), (next_begin, next_end) in pairwise(borders):
+        before, after = found.get((begin, end)), found.get((next_begin, next_end))
+        if before is not None:
+            yield before
+        between = text[end:next_begin]
+        if before is not None and vocab.attr(before) & TokenAttr.RSTRIP:
+            between = between.lstrip(_SPACES)
+        if after is not None and vocab.attr(after) & TokenAttr.LSTRIP:
+            between = between.rstrip(_SPACES)
+        if between:
+            yield between
