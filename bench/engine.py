@@ -2,6 +2,8 @@
 
     python bench/engine.py [--pairs 5] [--only SECTION] [--threads N] [--model NAME=FILE] [--no-write]
 
+It takes some 70 minutes; sections may be run apart, each takes the place of what the report has of it.
+
 All sides run the same libllama. Every sample is a fresh process that loads the model and warms up. The sections:
 
 - streams: tokens a second of 1 stream (llama-bench -n 128), and of 8 and 16 (llama-batched-bench -npp 128 -ntg 128), all
@@ -42,12 +44,14 @@ import time
 import urllib.request
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import datetime, timezone
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import harness
+from harness import MODELS
 from peers import Peers
 
 if TYPE_CHECKING:
@@ -78,14 +82,19 @@ def endless(model: Any, **options: Any) -> Any:
 
 
 def streams(file: str, threads: int, n: int, n_gen: int = N_GEN) -> float:
-    """Return the tokens a second of n requests from the moment when all have their first token."""
+    """Return the tokens a second of n requests that get their first tokens in one step, from then on."""
     import offgrid_llama as og
 
     with og.Engine(file, n_seq_max=n, n_ctx=n * (N_PROMPT + N_GEN), n_threads=threads) as engine:
-        sampling = endless(engine.model)
-        engine.generate(made_up(99, 8), max_tokens=2)
+        options: dict[str, Any] = {"max_tokens": n_gen, "sampling": endless(engine.model), "lookup": False}
         n_prompt = 1 if n == 1 else N_PROMPT
-        completions = [engine.submit(made_up(i, n_prompt), max_tokens=n_gen, sampling=sampling) for i in range(n)]
+        completions: list[og.Completion] = []
+
+        def submit_all(_tokens: object, _logits: object) -> None:
+            """Called in the engine's thread: the step after this one has them all."""
+            completions.extend(engine.submit(made_up(i, n_prompt), **options) for i in range(n))
+
+        engine.generate(made_up(99, 8), max_tokens=1, logits_processors=[submit_all])
         answers = [completion.result().answers[0] for completion in completions]
         begin = max(answer.first_token or 0 for answer in answers)
         end = max(answer.finished or 0 for answer in answers)
@@ -344,6 +353,9 @@ CHILDREN: dict[str, Callable[..., Any]] = {
 }  # fmt: skip
 
 
+ORDER = ("streams", "crowd", "first_token", "busy", "long_prompt", "lookup", "draft")
+
+
 # The peers --------------------------------------------------------------------------------------------------------------
 
 
@@ -502,7 +514,9 @@ class Figure:
         name = f"{self.section}: {self.name}"
         pairs = [a / b for a, b in zip(*numbers, strict=True)] if len(numbers) == 2 else numbers[0]
         return {
-            "figure": name, "samples": samples, "pairs": pairs, "ratio": ratio, "asked": asked, "held": held, "quiet": quiet
+            "figure": name, "date": datetime.now(timezone.utc).isoformat(timespec="minutes"), "samples": samples,
+            "pairs": pairs, "ratio": ratio, "asked": asked, "limit": self.limit, "low": self.low, "held": held,
+            "quiet": quiet,
         }  # fmt: skip
 
 
@@ -557,7 +571,8 @@ def summary(results: dict[str, list[dict[str, Any]]], python: list[dict[str, flo
     for model, figures_ in results.items():
         for each in figures_:
             ratio = "{median:.3f} ({min:.3f} to {max:.3f})".format(**each["ratio"])
-            rows.append([model, each["figure"], ratio, each["asked"], " to ".join(each["samples"])])
+            n, date = len(each["pairs"]), each["date"][:10]
+            rows.append([model, each["figure"], ratio, each["asked"], " to ".join(each["samples"]), f"{n}, {date}"])
             text = f"{model}, {each['figure']}: {each['ratio']['median']:.3f}, {each['asked']} asked"
             verdicts.append(harness.verdict(text, each["held"]))
             if each["figure"].startswith("first_token"):
@@ -567,10 +582,10 @@ def summary(results: dict[str, list[dict[str, Any]]], python: list[dict[str, flo
     if python:
         medians = {key: statistics.median(each[key] for each in python) for key in python[0]}
         for key, value in medians.items():
-            rows.append(["", f"overhead: {key}", f"{value:.1f}", "at most 15" if "token" in key else "", ""])
+            rows.append(["", f"overhead: {key}", f"{value:.1f}", "at most 15" if "token" in key else "", "", ""])
         held = all(value <= 15 for key, value in medians.items() if "token" in key)
         verdicts.append(harness.verdict("overhead: at most 15 us for each token, also while 10,000 wait", held))
-    header = ["model", "figure", "median of pairs (range)", "asked", "ratio of"]
+    header = ["model", "figure", "median of pairs (range)", "asked", "ratio of", "pairs"]
     return harness.table(header, rows) + "\n\n## Figures to hold\n\n" + "\n".join(verdicts)
 
 
@@ -598,20 +613,30 @@ def main() -> None:
     python = [overhead() for _ in range(args.pairs)] if "overhead" in wanted else []
     about = harness.environment() | {"threads": args.threads, "pairs": args.pairs}
     data = {"environment": about, "results": results, "overhead": python}
-    rows = [
-        (
-            f"{model}, {each['figure']}",
-            each["pairs"],
-            float(each["asked"].split()[-1]),
-            each["asked"].startswith("at most"),
-        )
-        for model, figures_ in results.items()
-        for each in figures_
-    ]
-    body = summary(results, python) + "\n\n![the pairs of each figure](engine.svg)"
+    if not args.no_write:
+        data = merged(data)
+    body = summary(data["results"], data["overhead"]) + "\n\n![the pairs of each figure](engine.svg)"
     harness.report("engine", "The engine", data, body, write=not args.no_write)
     if not args.no_write:
+        each_figure = [(model, each) for model, some in data["results"].items() for each in some]
+        rows = [
+            (f"{model}, {each['figure']}", each["pairs"], each["limit"], each["low"]) for model, each in each_figure
+        ]
         harness.plot_ratios("engine", "The engine: each pair, and what is asked", rows)
+
+
+def merged(data: dict[str, Any]) -> dict[str, Any]:
+    """Return the report with the figures of the last one that were not measured now; each has its own date."""
+    path = harness.REPORTS / "engine.json"
+    if not path.exists():
+        return data
+    before = json.loads(path.read_text(encoding="utf-8"))
+    results = {}
+    for model in (*MODELS, *data["results"]):
+        known = {each["figure"]: each for each in (*before["results"].get(model, ()), *data["results"].get(model, ()))}
+        if known:
+            results[model] = sorted(known.values(), key=lambda each: ORDER.index(each["figure"].partition(":")[0]))
+    return {**data, "results": results, "overhead": data["overhead"] or before["overhead"]}
 
 
 if __name__ == "__main__":

@@ -397,7 +397,7 @@ class Prophet:
     def follow(self, tokens: list[int]) -> None:
         self.at += len(tokens)
 
-    def guess(self, _costs: object, _rows: int, room: int) -> list[int]:
+    def guess(self, _costs: object, _rows: int, _guessed: int, room: int) -> list[int]:
         guess = self.future[self.at : self.at + self.rng.randint(0, max(room, 0))]
         if guess and self.rng.random() < 0.5:
             guess[self.rng.randrange(len(guess))] = 60
@@ -563,7 +563,7 @@ def always(scheduler: Scheduler, n: int) -> None:
     drafting = scheduler._drafting
     assert drafting is not None
 
-    def length(requests: Sequence[Acceptance], costs: Costs, n_rows: int, room: int) -> int:
+    def length(requests: Sequence[Acceptance], costs: Costs, n_generating: int, room: int) -> int:
         return min(n, room // max(len(requests), 1))
 
     drafting.length = length  # type: ignore[method-assign]
@@ -758,7 +758,7 @@ class Schedule:
         if small is not None:
             always(scheduler, rng.choice([1, 4]))
         scheduler._prompt_budget = lambda n_generating: rng.choice([1, 7, n_batch])
-        scheduler._costs.slowdown = lambda n_rows, more: rng.choice([1.0, 3.0])  # type: ignore[method-assign]
+        scheduler._costs.slowdown = lambda n_generating, n_guessed: rng.choice([1.0, 3.0])  # type: ignore[method-assign]
         self.said: list[tuple[list[int], int, og.SamplingParams, og.Completion]] = []
         self.cancelled: set[Completion] = set()
 

@@ -5,30 +5,33 @@ from __future__ import annotations
 import random
 import statistics
 
+import pytest
+
 from offgrid_llama.engine.guessing import MOST, PAUSE, Acceptance, Costs, Drafting, Lookup
 
 FREE, DEAR = Costs(), Costs()
-for rows in range(1, 40):
-    FREE.observe(rows, 1.0)
-    DEAR.observe(rows, float(rows))
+for n_generating in range(1, 9):
+    for n_guessed in range(20):
+        FREE.observe(n_generating, n_guessed, 1.0)
+        DEAR.observe(n_generating, n_guessed, 1.0 + n_guessed)
 
 
 def test_what_followed_before() -> None:
     """After three tokens that were there before comes what came then, more of it the longer that was right."""
     text = list(range(100, 140))
     lookup = Lookup([*text, 1, 2])
-    assert lookup.guess(FREE, 1, MOST) == []
+    assert lookup.guess(FREE, 1, 0, MOST) == []
     lookup.follow(text[:2])
-    assert lookup.guess(FREE, 1, MOST) == []
+    assert lookup.guess(FREE, 1, 0, MOST) == []
     lookup.follow(text[2:3])
-    first = lookup.guess(FREE, 1, MOST)
+    first = lookup.guess(FREE, 1, 0, MOST)
     assert first == text[3 : 3 + len(first)]
     lookup.follow(text[3:13])
-    assert lookup.guess(FREE, 1, MOST) == text[13 : 13 + MOST]
-    assert lookup.guess(FREE, 1, 5) == text[13:18]
-    assert lookup.guess(FREE, 1, 0) == []
+    assert lookup.guess(FREE, 1, 0, MOST) == text[13 : 13 + MOST]
+    assert lookup.guess(FREE, 1, 0, 5) == text[13:18]
+    assert lookup.guess(FREE, 1, 0, 0) == []
     lookup.follow([9])  # not what was expected
-    assert lookup.guess(FREE, 1, MOST) == []
+    assert lookup.guess(FREE, 1, 0, MOST) == []
 
 
 def test_a_guess_has_its_price() -> None:
@@ -36,8 +39,8 @@ def test_a_guess_has_its_price() -> None:
     text = list(range(100, 140))
     lookup = Lookup([*text, *text[:20]])
     lookup.follow(text[20:24])
-    assert lookup.guess(FREE, 1, MOST)
-    assert lookup.guess(DEAR, 1, MOST) == []
+    assert lookup.guess(FREE, 1, 0, MOST)
+    assert lookup.guess(DEAR, 1, 0, MOST) == []
 
 
 def test_a_text_that_never_repeats_itself_right() -> None:
@@ -47,28 +50,46 @@ def test_a_text_that_never_repeats_itself_right() -> None:
     guessed = 0
     for _ in range(300):  # the same three tokens, and then another one each time
         lookup.follow([1, 2, 3])
-        guessed += len(lookup.guess(Costs(), 1, MOST))
+        guessed += len(lookup.guess(Costs(), 1, 0, MOST))
         lookup.follow([rng.randrange(10, 1000)])
     assert guessed < 20
     for _ in range(60):
         lookup.follow([1, 2, 3])
-        some = lookup.guess(Costs(), 1, MOST)
+        some = lookup.guess(Costs(), 1, 0, MOST)
         lookup.follow([4, 5, 6, 7, 8, 9])
     assert some[:3] == [4, 5, 6]
 
 
 def test_costs() -> None:
-    """What was seen counts; what was not, or long ago, is taken to be worth a try."""
+    """What was seen counts, also for what is near; where nothing was seen, or long ago, it is taken to be worth a try."""
     costs = Costs()
     assert costs.slowdown(1, 4) == 3
     for _ in range(30):
-        costs.observe(1, 1.0)
-        costs.observe(5, 9.0)
-    assert 8 < costs.slowdown(1, 4) <= 9
-    assert costs.slowdown(1, 3) == 2.5
+        costs.observe(1, 0, 1.0)
+        costs.observe(1, 4, 9.0)
+        costs.observe(2, 0, 2.0)
+    assert costs.slowdown(1, 4) == pytest.approx(9)
+    assert costs.slowdown(1, 3) == pytest.approx(7)
+    assert costs.slowdown(2, 4) == pytest.approx(5)  # as much more as with one
+    costs.observe(1, 3, 1.5)
+    assert costs.slowdown(1, 3) == 1.5
+    assert costs.slowdown(1, 2) == pytest.approx(4 / 3)
     for _ in range(600):
-        costs.observe(1, 1.0)
+        costs.observe(1, 0, 1.0)
     assert costs.slowdown(1, 4) == 3
+
+
+def test_a_guess_that_many_share() -> None:
+    """What one guess has cost among many, another one pays for; where steps are slow anyway it costs little."""
+    costs = Costs()
+    for n in (1, 16):
+        costs.observe(n, 0, 1.0 + 0.1 * n)
+        costs.observe(n, 3, 2.0 + 0.1 * n)
+    text = list(range(100, 140))
+    lookup = Lookup([*text, *text[:3]])
+    lookup.follow(text[3:13])
+    assert lookup.guess(costs, 1, 0, 3)
+    assert not lookup.guess(costs, 16, 0, 3)
 
 
 def lengths(drafting: Drafting, costs: Costs, chance: float, seconds: float, n_steps: int) -> list[int]:

@@ -18,7 +18,7 @@ ORDER = [
     "threadpool", "rpc", "params", "gguf", "splits", "overrides", "store", "vocab", "saving", "placement", "model",
     "batch", "memory", "logits", "adapter", "state", "perf", "context", "custom", "sampling", "chain", "grammar",
     "sampling_params", "fast_sampling", "step", "memory_plan", "quantize", "embedding", "reranking", "generate", "infill",
-    "engine", "chat", "cli",
+    "chat", "engine", "cli",
 ]  # fmt: skip
 PURE_ENGINE = {
     f"engine/{name}"

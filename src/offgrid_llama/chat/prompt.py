@@ -9,11 +9,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
-from ..params import TokenAttr
+from offgrid_llama.params import TokenAttr
 
 if TYPE_CHECKING:
-    from ..vocab import Vocab
-    from .template import Part
+    from offgrid_llama.chat.template import Part
+    from offgrid_llama.vocab import Vocab
 
 __all__ = ["prompt_tokens"]
 

@@ -20,12 +20,14 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from offgrid_llama.chat._budget import Budget
+    from offgrid_llama.model import Model
 
 __all__ = ["ChatTemplate", "Part"]
 
 _MAX_SOURCE = 128 * 1024
 _MAX_DEPTH = 64
 _MEMORY = 32 * 2**20
+_END = "\ue0f0offgrid\ue0f1"  # private characters, behind a message that is to be continued
 
 # A role is a word of the protocol rather than text: templates build control tokens from these, as in '<|' + role + '|>'.
 _ROLES = frozenset({"assistant", "developer", "function", "ipython", "model", "system", "tool", "user"})
@@ -96,6 +98,26 @@ class ChatTemplate:
             # Outside of the except block, so that the error does not keep the parser's frames alive.
             raise ChatTemplateError(self._message(problem))
 
+    @classmethod
+    def of(cls, model: Model, source: str | None = None, *, name: str | None = None) -> ChatTemplate:
+        """Return a model's own template (``llama_model_chat_template``), or ``source`` with the tokens of the model.
+
+        Args:
+            model: whose template, and whose BOS and EOS.
+            source: a template to take instead of the model's.
+            name: which of the model's templates, such as "tool_use"; None is the usual one.
+
+        Raises ChatTemplateError where the model has none, and as ChatTemplate() does.
+        """
+        if source is None:
+            source = model.chat_template(name)
+        if source is None:
+            what = "no chat template" if name is None else f"no chat template {name!r}"
+            raise ChatTemplateError(f"{model._handle.name} has {what}; give one: ChatTemplate.of(model, source)")
+        vocab = model.vocab
+        bos, eos = ("" if token is None else vocab.text(token) for token in (vocab.bos, vocab.eos))
+        return cls(source, bos_token=bos, eos_token=eos, name=name or "")
+
     def __repr__(self) -> str:
         return f"ChatTemplate(name={self.name!r}, {len(self.source)} characters)"
 
@@ -153,6 +175,28 @@ class ChatTemplate:
         finally:
             _budget.current.reset(token)
         raise ChatTemplateError(self._message(problem))
+
+    def parts_to_continue(self, messages: Sequence[Mapping[str, Any]], **variables: Any) -> list[Part]:
+        """Return the prompt with which the last message, the assistant's, goes on: it ends with that message's content.
+
+        Takes what parts() takes. Raises ChatTemplateError where the template does not write the content as it is.
+        """
+        _check_messages(messages)
+        content = messages[-1].get("content") if messages else None
+        if not isinstance(content, str) or messages[-1].get("role") != "assistant":
+            raise ValueError(
+                "messages: the last one must be the assistant's, with a text as its content, to be continued"
+            )
+        marked = [*messages[:-1], {**messages[-1], "content": content + _END}]
+        kept: list[Part] = []
+        for part in self.parts(marked, add_generation_prompt=False, **variables):
+            before, found, _ = part.text.partition(_END)
+            if found:
+                return [*kept, Part(before, part.special)] if before else kept
+            kept.append(part)
+        raise ChatTemplateError(
+            self._message("it does not write the last message as it is, so that it cannot be continued")
+        )
 
     def _run(self, variables: dict[str, Any]) -> tuple[list[str], str]:
         """Return the pieces that the template writes, and what went wrong if something did."""

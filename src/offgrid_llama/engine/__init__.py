@@ -1,5 +1,6 @@
 """The engine: many requests on one context."""
 
+from .chat import Chat, ChatCompletion, Delta
 from .completion import Answer, Completion, Piece, Timings, Usage
 from .engine import Engine
 from .loop import EngineStats
@@ -8,6 +9,6 @@ from .request import FinishReason
 from .runner import StepView
 
 __all__ = [
-    "Answer", "Completion", "Engine", "EngineStats", "FinishReason", "LogitsProcessor", "Piece", "RequestOptions",
-    "StepView", "Timings", "Usage",
+    "Answer", "Chat", "ChatCompletion", "Completion", "Delta", "Engine", "EngineStats", "FinishReason", "LogitsProcessor",
+    "Piece", "RequestOptions", "StepView", "Timings", "Usage",
 ]  # fmt: skip

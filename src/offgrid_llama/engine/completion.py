@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections.abc import AsyncIterator, Callable, Generator, Iterable, Iterator
+from collections.abc import AsyncIterator, Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -60,6 +60,7 @@ class Answer:
     request: Request = field(repr=False)
     stream: TextStream = field(repr=False)
     events: Events = field(repr=False)
+    shown: Mapping[int, bytes] | None = field(default=None, repr=False)  # control tokens that give text
     text: str = ""
     finish_reason: FinishReason | None = None
     stop: str | None = None

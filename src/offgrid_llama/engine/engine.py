@@ -5,19 +5,21 @@ from __future__ import annotations
 import os
 import warnings
 import weakref
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 from .._check import number
 from .._handle import refuse_after_fork
+from ..chat import ChatTemplate
 from ..errors import ContextLengthError
 from ..fast_sampling import FastSampler, covers
 from ..grammar import Grammar
 from ..model import Model
 from ..sampling_params import SamplingParams
 from ..text import TextStream
+from .chat import ChatCompletion, ChatFormat
 from .completion import Answer, Completion, Events, Piece
 from .drafter import check_draft
 from .guessing import Acceptance, Drafting, Lookup
@@ -37,6 +39,9 @@ if TYPE_CHECKING:
 __all__ = ["Engine"]
 
 DEFAULT_N_CTX_SEQ = 4096
+MOST_FORMATS = 64
+"""Chat templates that an engine keeps."""
+
 N_GUESSED = 16
 """Most tokens that are guessed in a step, of all requests; the rows of logits for them are reserved."""
 
@@ -109,6 +114,8 @@ class Engine:
             _close(self._own)
             raise
         self.n_ctx_seq = runner.context.n_ctx_seq
+        self._formats: dict[ChatTemplate | str | None, ChatFormat] = {}
+        self._controls: dict[int, bytes] = {}
         self._can_shift = runner.context.memory.can_shift
         guesses = runner.trim is not Trim.NOTHING and on_step is None
         self._drafting = Drafting() if small is not None and guesses else None
@@ -142,6 +149,7 @@ class Engine:
         draft: bool = True,
         logits_processors: Sequence[LogitsProcessor] = (),
         parse_special: bool = False,
+        unparse_special: bool | Collection[int] = False,
     ) -> Completion:
         """Queue a prompt to be completed, and return its Completion at once. From any thread.
 
@@ -167,6 +175,8 @@ class Engine:
                 returns, unless None, stands in their place. What it raises ends this request, and no other.
             parse_special: read ``<|im_start|>`` and the like in a prompt of text as control tokens, as a rendered chat
                 template needs.
+            unparse_special: write control tokens of the answer as their text, all of them or these; by default they give
+                none.
 
         Raises:
             ContextLengthError: the prompt does not fit into ``n_ctx_seq``, with room for a token.
@@ -199,6 +209,7 @@ class Engine:
                 raise TypeError(f"logits_processors must be functions, not {type(processor).__name__}")
         stops = (stop,) if isinstance(stop, str) else tuple(stop)
         events = Events(len(tokens), submitted)
+        shown = self._shown(unparse_special)
         samplers: list[FastSampler | SamplerChain] = []
         try:
             for index in range(n):
@@ -210,7 +221,7 @@ class Engine:
                 request.guesser = Lookup(tokens) if lookup and not processors else None
                 if self._drafting is not None and draft and not processors:
                     request.acceptance = Acceptance(self._drafting.chance)
-                request.answer = Answer(index, samplers[-1].seed, request, TextStream(stops), events)
+                request.answer = Answer(index, samplers[-1].seed, request, TextStream(stops), events, shown)
                 events.answers.append(request.answer)
             events.n_unfinished = n
             self._loop.submit([answer.request for answer in events.answers])
@@ -247,6 +258,40 @@ class Engine:
         """Do what ``stream`` does, for ``async for``."""
         return aiter(self.submit(prompt, **options))
 
+    def chat(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        template: ChatTemplate | str | None = None,
+        variables: Mapping[str, Any] | None = None,
+        continue_final_message: bool = False,
+        split_reasoning: bool = True,
+        **options: Unpack[RequestOptions],
+    ) -> ChatCompletion:
+        """Submit a conversation, and return the answer to come at once, as ``submit`` does.
+
+        What the messages say stays text: no control token comes from them, whatever they look like.
+
+        Args:
+            messages: dicts with "role" and "content", and what else the template knows; a content may be a list of parts
+                ``{"type": "text", "text": ...}``.
+            template: a ChatTemplate, or the name of one of those that the model has; None is its usual one.
+            variables: what the template may use besides, such as ``{"enable_thinking": False}``.
+            continue_final_message: go on with the last message, the assistant's, where it ends.
+            split_reasoning: tell apart what the model thinks and what it answers, where the template marks that.
+            options: what ``submit`` takes.
+
+        Raises ChatTemplateError where there is no template, or it refuses the messages; ValueError and TypeError for
+        messages that are none; and as ``submit`` does.
+        """
+        self._loop.check_open()
+        chat_format = self._format(template)
+        tokens, inside = chat_format.prompt(messages, continue_final_message, variables or {})
+        reasoning = chat_format.reasoning if split_reasoning else None
+        options.setdefault("unparse_special", chat_format.shown)
+        completion = self.submit(tokens, **options)
+        return ChatCompletion(completion, reasoning, inside)
+
     def stats(self) -> EngineStats:
         """Return what the engine has done and is doing. From any thread."""
         return self._loop.stats()
@@ -278,6 +323,16 @@ class Engine:
     def __repr__(self) -> str:
         return f"<{self._loop.name}{f' ({self._loop.closed})' if self._loop.closed else ''}>"
 
+    def _format(self, template: ChatTemplate | str | None) -> ChatFormat:
+        """Return a template with what is known of it, which is found out once."""
+        known = self._formats.get(template)
+        if known is None:
+            made = template if isinstance(template, ChatTemplate) else ChatTemplate.of(self.model, name=template)
+            if len(self._formats) >= MOST_FORMATS:
+                self._formats.clear()
+            known = self._formats[template] = ChatFormat(made, self.model)
+        return known
+
     def _load(self, model: Model | str | os.PathLike[str]) -> Model:
         """Return a model, and close it with the engine if it was not one before."""
         if isinstance(model, Model):
@@ -294,6 +349,16 @@ class Engine:
         if not tokens:
             raise ValueError("prompt gives no tokens")
         return tokens
+
+    def _shown(self, tokens: bool | Collection[int]) -> Mapping[int, bytes] | None:
+        """Return the text of the control tokens that are to be written; None is none of them."""
+        if not tokens:
+            return None
+        if not self._controls:
+            self._controls = {token: text.encode() for text, token in self.model.vocab.control_tokens().items()}
+        if tokens is True:
+            return self._controls
+        return {token: text for token, text in self._controls.items() if token in tokens}
 
     def _sampler(self, params: SamplingParams, logprobs: int | None) -> FastSampler | SamplerChain:
         vocab = self.model.vocab

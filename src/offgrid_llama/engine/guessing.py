@@ -8,7 +8,6 @@ again from time to time.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 __all__ = ["MOST", "Acceptance", "Costs", "Drafting", "Lookup"]
@@ -38,39 +37,45 @@ _RATE = 0.1
 
 
 class Costs:
-    """Learns how long steps take by their number of rows, without prompts."""
+    """Learns how long steps without prompts take, by how many generate and how many tokens are guessed.
+
+    A row that is guessed is not like one more that generates: llama.cpp computes what one sequence has more than the others
+    apart from them.
+    """
 
     def __init__(self) -> None:
-        self._seconds: dict[int, float] = {}
-        self._when: dict[int, int] = {}
+        self._plain: dict[int, float] = {}  # seconds by how many generate, without guesses
+        self._more: dict[tuple[int, int], float] = {}  # seconds more with so many guesses
+        self._when: dict[tuple[int, int], int] = {}
         self._n = 0
 
-    def observe(self, n_rows: int, seconds: float) -> None:
-        """Take what a step with so many rows has taken."""
+    def observe(self, n_generating: int, n_guessed: int, seconds: float) -> None:
+        """Take what a step has taken."""
         self._n += 1
-        old = self._seconds.get(n_rows)
-        self._seconds[n_rows] = seconds if old is None else 0.7 * old + 0.3 * seconds
-        self._when[n_rows] = self._n
+        plain = self._plain.get(n_generating)
+        if not n_guessed:
+            self._plain[n_generating] = seconds if plain is None else 0.7 * plain + 0.3 * seconds
+        elif plain is not None:
+            key = n_generating, n_guessed
+            old, new = self._more.get(key), max(seconds - plain, 0.0)
+            self._more[key] = new if old is None else 0.7 * old + 0.3 * new
+            self._when[key] = self._n
 
-    def slowdown(self, n_rows: int, more: int) -> float:
-        """Return how many times as long a step takes with ``more`` rows: as it was seen lately, or as it may be."""
-        total = n_rows + more
-        before, after = self._seconds.get(n_rows), self._seconds.get(total)
-        if before is None or after is None or self._n - self._when[total] > FORGOTTEN:
-            return min(1 + 0.5 * more / n_rows, self._as_near(n_rows, total))
-        return max(after / before, 1.0)
+    def slowdown(self, n_generating: int, n_guessed: int) -> float:
+        """Return how many times as long a step takes with so many guesses: as it was seen lately, or as it may be.
 
-    def _as_near(self, n_rows: int, total: int) -> float:
-        """Return the slowdown that goes on as it does to the nearest number of rows that was seen."""
-        before = self._seconds.get(n_rows)
-        near = min((n for n in self._seconds if n_rows < n != total), key=lambda n: abs(n - total), default=None)
-        if before is None or near is None:
-            return math.inf
-        return 1 + max(self._seconds[near] / before - 1, 0.1) * (total - n_rows) / (near - n_rows)
+        What was not seen goes by what is nearest to it; where nothing was, it is worth a try.
+        """
+        plain = self._plain.get(n_generating)
+        lately = [key for key in self._more if self._n - self._when[key] <= FORGOTTEN]
+        if plain is None or not lately:
+            return 1 + 0.5 * n_guessed / n_generating
+        near = min(lately, key=lambda key: (abs(key[0] - n_generating), abs(key[1] - n_guessed)))
+        return 1 + self._more[near] / plain * n_guessed / near[1]
 
-    def seconds(self, n_rows: int) -> float | None:
-        """Return how long a step with so many rows has taken; None where none was seen."""
-        return self._seconds.get(n_rows)
+    def seconds(self, n_generating: int) -> float | None:
+        """Return how long a step without guesses takes in which so many generate; None where none was seen."""
+        return self._plain.get(n_generating)
 
 
 class Lookup:
@@ -109,19 +114,23 @@ class Lookup:
                 self._at, self._streak = (at + 1, self._streak + 1) if right else (None, 0)
             self._append(token)
 
-    def guess(self, costs: Costs, n_rows: int, room: int) -> list[int]:
-        """Return the tokens that it pays to check, of a step that has ``n_rows`` without them: none where none does."""
+    def guess(self, costs: Costs, n_generating: int, n_guessed: int, room: int) -> list[int]:
+        """Return the tokens that it pays to check, of a step in which so many generate, with so many guesses already.
+
+        None where none does.
+        """
         at = self._at
         if at is None:
             return []
         room = min(room, MOST, len(self._text) - at)
-        expected, chance = float(n_rows), 1.0
-        best, n = GAIN * n_rows, 0
+        before = costs.slowdown(n_generating, n_guessed) if n_guessed else 1.0
+        expected, chance = float(n_generating + n_guessed), 1.0
+        best, n = GAIN * expected / before, 0
         for more in range(1, room + 1):
             chance *= self._chances[_CLASSES[min(self._streak + more - 1, len(_CLASSES) - 1)]]
             expected += chance
-            if (n_rows + more) % ROWS == 0 or more == room:
-                gain = expected / costs.slowdown(n_rows, more)
+            if (more + (n_generating == 1)) % ROWS == 0 or more == room:
+                gain = expected / costs.slowdown(n_generating, n_guessed + more)
                 if gain > best:
                     best, n = gain, more
         return self._text[at : at + n]
@@ -156,41 +165,41 @@ class Drafting:
         """Take how long the draft model has taken for a token of each request."""
         self._seconds = seconds if self._seconds is None else 0.7 * self._seconds + 0.3 * seconds
 
-    def length(self, requests: Sequence[Acceptance], costs: Costs, n_rows: int, room: int) -> int:
-        """Return how many tokens to draft for each of the requests, of a step that has ``n_rows`` without them.
+    def length(self, requests: Sequence[Acceptance], costs: Costs, n_generating: int, room: int) -> int:
+        """Return how many tokens to draft for each of the requests, of a step in which ``n_generating`` generate.
 
         ``room`` is for all of them together. 0 where it does not pay, or where it has not lately.
         """
         most = min(room // len(requests), MOST) if requests else 0
         if not most:
             return 0
-        if costs.seconds(n_rows) is None:  # a step without a draft is to be seen first
+        if costs.seconds(n_generating) is None:  # a step without a draft is to be seen first
             return 0
         if self._seconds is None:
             return min(most, ROWS - 1)
         self.chance += 0.01 * (sum(each.chance for each in requests) / len(requests) - self.chance)
         if self._pause:
             self._pause -= 1
-            return min(most, 2) if not self._pause and self._may_pay(costs, n_rows, most) else 0
-        best = self._best([each.chance for each in requests], costs, n_rows, most)
+            return min(most, 2) if not self._pause and self._may_pay(costs, n_generating, most) else 0
+        best = self._best([each.chance for each in requests], costs, n_generating, most)
         if best:
             self._next_pause = PAUSE
         else:
             self._pause, self._next_pause = self._next_pause, 2 * self._next_pause
         return best
 
-    def _may_pay(self, costs: Costs, n_rows: int, most: int) -> bool:
+    def _may_pay(self, costs: Costs, n_generating: int, most: int) -> bool:
         """Return whether it would pay if all were right."""
-        return self._best([1.0], costs, n_rows, most) > 0
+        return self._best([1.0], costs, n_generating, most) > 0
 
-    def _best(self, chances: Sequence[float], costs: Costs, n_rows: int, most: int) -> int:
-        each = (self._seconds or 0.0) / (costs.seconds(n_rows) or 1.0)
-        best, n = GAIN * n_rows, 0
-        hits, expected = [1.0] * len(chances), float(n_rows)
+    def _best(self, chances: Sequence[float], costs: Costs, n_generating: int, most: int) -> int:
+        each = (self._seconds or 0.0) / (costs.seconds(n_generating) or 1.0)
+        best, n = GAIN * n_generating, 0
+        hits, expected = [1.0] * len(chances), float(n_generating)
         for more in range(1, most + 1):
             hits = [hit * chance for hit, chance in zip(hits, chances, strict=True)]
             expected += sum(hits)
-            gain = expected / (costs.slowdown(n_rows, more * len(chances)) + more * each)
+            gain = expected / (costs.slowdown(n_generating, more * len(chances)) + more * each)
             if gain > best:
                 best, n = gain, more
         return n

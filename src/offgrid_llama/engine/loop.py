@@ -273,7 +273,7 @@ class Loop:
         if not n_guessed:
             self._pace.observe(plan.n_generating, plan.n_prompt, runner.seconds)
         if not plan.n_prompt:
-            self._costs.observe(plan.n_generating + n_guessed, runner.seconds)
+            self._costs.observe(plan.n_generating, n_guessed, runner.seconds)
         if runner.draft_seconds is not None and self._drafting is not None:
             self._drafting.observe(runner.draft_seconds)
 
@@ -321,6 +321,9 @@ class Loop:
             if answer.first_token is None:
                 answer.first_token = now
             stream, pieces = answer.stream, each.pieces
+            if answer.shown is not None:
+                shown = answer.shown
+                pieces = [piece or shown.get(token, b"") for token, piece in zip(each.tokens, pieces, strict=True)]
             text = stream.push(pieces[0])
             n = 1
             while n < len(tokens) and stream.stopped is None:

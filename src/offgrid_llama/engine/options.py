@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import TYPE_CHECKING, TypeAlias, TypedDict
 
 if TYPE_CHECKING:
@@ -37,3 +37,4 @@ class RequestOptions(TypedDict, total=False):
     draft: bool
     logits_processors: Sequence[LogitsProcessor]
     parse_special: bool
+    unparse_special: bool | Collection[int]

@@ -253,9 +253,8 @@ class Scheduler:
         for i, row in enumerate(rows):
             guesser = row.request.guesser
             if guesser is not None:
-                n_rows = len(rows) + total
-                room = min(self._n_guessed - total, self._n_batch - n_rows, row.room - 1)
-                if guessed := guesser.guess(self._costs, n_rows, room):
+                room = min(self._n_guessed - total, self._n_batch - len(rows) - total, row.room - 1)
+                if guessed := guesser.guess(self._costs, len(rows), total, room):
                     total += len(guessed)
                     rows[i] = row._replace(tokens=[*row.tokens, *guessed], n_guessed=len(guessed))
         return total
@@ -273,10 +272,9 @@ class Scheduler:
     def _draft(self, rows: list[Rows], n_guessed: int) -> int:
         """Say of which rows the draft model is to guess what follows, as far as it pays; return how many tokens each."""
         some = [i for i, row in enumerate(rows) if row.request.acceptance and not row.n_guessed and row.room > 1]
-        n_rows = len(rows) + n_guessed
-        room = min(self._n_guessed - n_guessed, self._n_batch - n_rows)
+        room = min(self._n_guessed, self._n_batch - len(rows)) - n_guessed
         chances = [acceptance for i in some if (acceptance := rows[i].request.acceptance)]
-        n = self._drafting.length(chances, self._costs, n_rows, room) if self._drafting is not None else 0
+        n = self._drafting.length(chances, self._costs, len(rows), room) if self._drafting is not None else 0
         if n:
             for i in some:
                 rows[i] = rows[i]._replace(n_draft=min(n, rows[i].room - 1))
