@@ -297,7 +297,7 @@ def overhead() -> dict[str, float]:
         drafted: ClassVar[dict[Any, int]] = {}
         draft_seconds = None
 
-        def run(self, plan: Any) -> Any:
+        def run(self, plan: Any, _n_steps: int) -> Any:
             begin = time.perf_counter()
             sampled = {rows.request: Sampled([7], [b" the"], []) for rows in plan.rows if rows.sample}
             self.spent += time.perf_counter() - begin
@@ -612,7 +612,7 @@ def main() -> None:
     }
     python = [overhead() for _ in range(args.pairs)] if "overhead" in wanted else []
     about = harness.environment() | {"threads": args.threads, "pairs": args.pairs}
-    data = {"environment": about, "results": results, "overhead": python}
+    data: dict[str, Any] = {"environment": about, "results": results, "overhead": python}
     if not args.no_write:
         data = merged(data)
     body = summary(data["results"], data["overhead"]) + "\n\n![the pairs of each figure](engine.svg)"

@@ -370,10 +370,10 @@ def test_eight_that_arrive_together_compute_their_prefix_once(letters: og.Model)
         computed = 0
         run = engine._loop._runner.run
 
-        def count(plan: Plan) -> Any:
+        def count(plan: Plan, n_steps: int = 1) -> Any:
             nonlocal computed
             computed += plan.n_prompt
-            return run(plan)
+            return run(plan, n_steps)
 
         engine._loop._runner.run = count  # type: ignore[method-assign]
         completions = [engine.submit([*system, 20 + i], max_tokens=4, **GREEDY) for i in range(8)]
@@ -388,6 +388,7 @@ class Prophet:
     """Guesses what will come, with errors now and then."""
 
     said: ClassVar[dict[tuple[int, ...], list[int]]] = {}
+    follows = True
 
     def __init__(self, tokens: list[int]) -> None:
         self.future = self.said.get(tuple(tokens), [])
@@ -486,6 +487,7 @@ def test_a_context_that_shifts(letters: og.Model, kv_unified: bool) -> None:
 
 def test_a_shift_and_a_decode_that_fails(letters: og.Model, monkeypatch: pytest.MonkeyPatch) -> None:
     """What was kept after a shift is what is computed again; the answer goes on from the same text."""
+    monkeypatch.setattr("offgrid_llama.engine.loop.UNSEEN", 1)  # a step in each turn
     engine = driven(letters, 1)
     long = engine.submit([9] * 30, max_tokens=400, sampling=SURE, n_keep=10, lookup=False)
     turns(engine, 300)
@@ -866,8 +868,10 @@ def test_memory_is_flat(tmp_path: Path, run_child: RunChild, request: pytest.Fix
 # Ending early -----------------------------------------------------------------------------------------------------------
 
 
-def test_cancelling_at_every_step(letters: og.Model) -> None:
+@pytest.mark.parametrize("unseen", [1, 4])
+def test_cancelling_at_every_step(letters: og.Model, monkeypatch: pytest.MonkeyPatch, unseen: int) -> None:
     """After any number of steps: a request ends, its slot is free by the next step, and its neighbour goes on."""
+    monkeypatch.setattr("offgrid_llama.engine.loop.UNSEEN", unseen)
     expected = alone(letters, [9] * 100, 12, og.SamplingParams(temperature=0))[0]
     engine = driven(letters)
     for step in range(30):
@@ -1236,6 +1240,25 @@ def test_one_wakeup_for_a_step_and_a_loop(letters: og.Model, monkeypatch: pytest
     assert asyncio.run(main()) >= 5
 
 
+def test_steps_that_nobody_reads_along(letters: og.Model) -> None:
+    """While nobody iterates, a call makes several steps; from the moment when somebody does, one."""
+    engine = driven(letters)
+    first = engine.submit("abc", max_tokens=100, sampling=ENDLESS, lookup=False)
+    turns(engine, 2)
+    before = len(first.tokens)
+    turns(engine, 5)
+    assert len(first.tokens) == before + 20
+    reader = iter(first)
+    next(reader)
+    turns(engine, 5)
+    assert len(first.tokens) == before + 25
+    second = engine.submit("abd", max_tokens=4, sampling=ENDLESS)
+    turns(engine)
+    assert first.tokens == alone(letters, letters.vocab.tokenize("abc"), 100, ENDLESS)[0]
+    assert second.tokens == alone(letters, letters.vocab.tokenize("abd"), 4, ENDLESS)[0]
+    engine._loop._stop()
+
+
 def test_a_busy_python_thread(letters: og.Model) -> None:
     """Where another thread keeps the GIL, some steps are made in one call, and the text is the same."""
     stop = False
@@ -1250,10 +1273,10 @@ def test_a_busy_python_thread(letters: og.Model) -> None:
         runner = engine._loop._runner
         run = runner.run
 
-        def count(plan: Plan) -> Any:
+        def count(plan: Plan, n_steps: int = 1) -> Any:
             nonlocal calls
             calls += 1
-            return run(plan)
+            return run(plan, n_steps)
 
         runner.run = count  # type: ignore[method-assign]
         thread.start()

@@ -82,6 +82,7 @@ USES: dict[type, dict[str, Callable[[Any], Any] | None]] = {
         "attr": lambda f: f.vocab.attr(1),
         "is_eog": lambda f: f.vocab.is_eog(1),
         "eog_tokens": lambda f: f.vocab.eog_tokens(),
+        "control_tokens": lambda f: f.vocab.control_tokens(),
         "is_control": lambda f: f.vocab.is_control(1),
         "suppress_tokens": lambda f: f.vocab.suppress_tokens(),
     },

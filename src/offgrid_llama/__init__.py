@@ -50,21 +50,31 @@ from .vocab import Vocab
 if TYPE_CHECKING:
     from . import store
     from .adapter import ControlVector, LoRA
-    from .engine import Completion, Engine, EngineStats, FinishReason, Piece
+    from .chat import ChatTemplate
+    from .engine import Chat, ChatCompletion, Completion, Delta, Engine, EngineStats, FinishReason, Piece
     from .logits import Logits
     from .state import Snapshot, State
 
 __version__ = "0.1.0"
 
 __all__ = [
-    "GGUF", "AttentionType", "Batch", "Completion", "Context", "ContextPerf", "ControlVector", "Device", "Embedder",
-    "Engine", "EngineStats", "FastSampler", "FinishReason", "FlashAttention", "Generation", "Grammar", "LazyMode",
+    "GGUF", "AttentionType", "Batch", "Chat", "ChatCompletion", "ChatTemplate", "Completion", "Context", "ContextPerf",
+    "ControlVector", "Delta", "Device", "Embedder", "Engine", "EngineStats", "FastSampler", "FinishReason",
+    "FlashAttention", "Generation", "Grammar", "LazyMode",
     "LoRA", "LoadMode", "Logits", "Memory", "MemoryPlan", "Model", "Piece", "PoolingType", "Quantized", "Ranked",
     "Reranker", "RopeScaling", "RopeType", "Sampler", "SamplerChain", "SamplerPerf", "SamplingParams", "Snapshot",
     "SplitMode", "State", "TextStream", "ThreadPool", "TokenAttr", "Vocab", "VocabType", "build_info", "devices",
     "generate", "infill", "load_imatrix", "memory_plan", "numa_init", "quantize", "rpc", "samplers", "store",
 ]  # fmt: skip
 __all__ += _errors  # noqa: PLE0605
+
+
+_LATER = {
+    "ChatTemplate": ".chat", "ControlVector": ".adapter", "LoRA": ".adapter", "Snapshot": ".state", "State": ".state",
+    **dict.fromkeys(
+        ("Chat", "ChatCompletion", "Completion", "Delta", "Engine", "EngineStats", "FinishReason", "Piece"), ".engine"
+    ),
+}  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:
@@ -77,12 +87,8 @@ def __getattr__(name: str) -> Any:
         from .logits import Logits
 
         return Logits
-    if name in ("Completion", "Engine", "EngineStats", "FinishReason", "Piece"):
+    if name in _LATER:
         import importlib
 
-        return getattr(importlib.import_module(".engine", __name__), name)
-    if name in ("ControlVector", "LoRA", "Snapshot", "State"):
-        import importlib
-
-        return getattr(importlib.import_module(".state" if name.startswith("S") else ".adapter", __name__), name)
+        return getattr(importlib.import_module(_LATER[name], __name__), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

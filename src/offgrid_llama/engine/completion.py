@@ -109,7 +109,16 @@ class Events:
     end is not woken before: on few cores each time would cost the step that is under way.
     """
 
-    __slots__ = ("answers", "n_prompt", "n_unfinished", "pieces", "submitted", "waiting", "waiting_for_end")
+    __slots__ = (
+        "answers",
+        "n_prompt",
+        "n_unfinished",
+        "pieces",
+        "streaming",
+        "submitted",
+        "waiting",
+        "waiting_for_end",
+    )
 
     def __init__(self, n_prompt: int, submitted: float) -> None:
         self.answers: list[Answer] = []
@@ -117,6 +126,7 @@ class Events:
         self.submitted = submitted
         self.pieces: list[Piece] = []
         self.n_unfinished = 0
+        self.streaming = False  # whether somebody reads along
         self.waiting: list[_Waiting] = []
         self.waiting_for_end: list[_Waiting] = []
 
@@ -233,6 +243,7 @@ class Completion:
     def __iter__(self) -> Iterator[Piece]:
         at = 0
         pieces = self._events.pieces
+        self._events.streaming = True
         while True:
             while at < len(pieces):
                 yield pieces[at]
@@ -261,6 +272,7 @@ class Completion:
     async def __aiter__(self) -> AsyncIterator[Piece]:
         at = 0
         pieces = self._events.pieces
+        self._events.streaming = True
         while True:
             while at < len(pieces):
                 yield pieces[at]

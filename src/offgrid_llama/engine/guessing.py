@@ -114,6 +114,11 @@ class Lookup:
                 self._at, self._streak = (at + 1, self._streak + 1) if right else (None, 0)
             self._append(token)
 
+    @property
+    def follows(self) -> bool:
+        """Whether the text is following an earlier place, so that there is something to guess."""
+        return self._at is not None
+
     def guess(self, costs: Costs, n_generating: int, n_guessed: int, room: int) -> list[int]:
         """Return the tokens that it pays to check, of a step in which so many generate, with so many guesses already.
 

@@ -29,6 +29,9 @@ __all__ = ["EngineStats", "Loop"]
 
 _logger = logging.getLogger("offgrid_llama.engine")
 
+UNSEEN = 4
+"""Steps that are made in one call while nobody reads along; whatever comes in ends it with the step that is under way."""
+
 
 class Runs(Protocol):
     """What the loop needs of a Runner."""
@@ -39,7 +42,7 @@ class Runs(Protocol):
     drafted: dict[Request, int]
     draft_seconds: float | None
 
-    def run(self, plan: Plan) -> dict[Request, Sampled]: ...
+    def run(self, plan: Plan, n_steps: int = 1) -> dict[Request, Sampled]: ...
     def sampled(self) -> dict[Request, Sampled]: ...
     def lengths(self) -> list[int]: ...
     def interrupt(self, on: bool = True) -> None: ...
@@ -251,7 +254,7 @@ class Loop:
         if plan.admitted:
             self._begin(plan.admitted)
         try:
-            sampled = runner.run(plan)
+            sampled = runner.run(plan, 1 if any(rows.request.answer.events.streaming for rows in plan.rows) else UNSEEN)
         except (DecodeError, NativeError, StateError) as error:
             self._restore(plan, error)
         else:

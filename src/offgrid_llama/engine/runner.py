@@ -125,8 +125,8 @@ class Runner:
         self.seconds = 0.0
         self.n_steps = 0
 
-    def run(self, plan: Plan) -> dict[Request, Sampled]:
-        """Make a step, and return what was sampled.
+    def run(self, plan: Plan, n_steps: int = 1) -> dict[Request, Sampled]:
+        """Make a step, or up to ``n_steps`` where the plan is steady, and return what was sampled.
 
         Raises as ``Context.decode`` does, and StateError where something was lost; then
         ``sampled()`` has what steps before the one that failed have sampled, and ``lengths()`` what memory holds.
@@ -156,10 +156,13 @@ class Runner:
                 self._requests.append(request)
                 if by_hand:
                     processed[request] = row
-        several = self._gil_seconds > CONTENDED and plan.n_generating == len(plan.rows)
-        several = several and not plan.n_guessed and not drafts
+        alike = plan.n_generating == len(plan.rows) and not plan.n_guessed and not drafts
+        if alike and self._gil_seconds > CONTENDED:
+            n_steps = step.width
+        elif not plan.steady:
+            n_steps = 1
         self.n_steps = 0
-        sampled = step.run(step.width if several else 1, TOGETHER)
+        sampled = step.run(n_steps, TOGETHER)
         self.n_steps = step.n_done
         self.seconds = step.decode_seconds / step.n_done
         self._gil_seconds = 0.5 * self._gil_seconds + 0.5 * step.gil_seconds

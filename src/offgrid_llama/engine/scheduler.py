@@ -52,6 +52,7 @@ class Plan(NamedTuple):
         n_guessed: how many guesses there are.
         n_prompt: how many tokens of prompts there are.
         n_draft: how many tokens are to be guessed for each of the rows that say so.
+        steady: whether the next steps will be like this one: all generate, and nobody has anything to guess from.
     """
 
     operations: list[Operation]
@@ -61,6 +62,7 @@ class Plan(NamedTuple):
     n_guessed: int
     n_prompt: int
     n_draft: int = 0
+    steady: bool = False
 
 
 class _Run:
@@ -189,7 +191,8 @@ class Scheduler:
         if not rows:
             self._operations = operations
             return None
-        self._plan = Plan(operations, rows, admitted, n_generating, n_guessed, n_prompt, n_draft)
+        steady = not prompts and not self._suspects and all(self._is_steady(row.request) for row in rows)
+        self._plan = Plan(operations, rows, admitted, n_generating, n_guessed, n_prompt, n_draft, steady)
         return self._plan
 
     def apply(
@@ -246,6 +249,10 @@ class Scheduler:
         self._plan = None
         self._release_ended()
         return new
+
+    @staticmethod
+    def _is_steady(request: Request) -> bool:
+        return request.acceptance is None and (request.guesser is None or not request.guesser.follows)
 
     def _guess(self, rows: list[Rows]) -> int:
         """Add to the rows of requests that generate what follows them, as far as it pays; return how many tokens."""
