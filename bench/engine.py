@@ -60,6 +60,7 @@ if TYPE_CHECKING:
 N_PROMPT, N_GEN = 128, 128
 PREFIX, OWN, TOGETHER = 1024, 16, 8
 CROWD_GEN = 64
+REPETITIONS = 5
 OURS = "offgrid_llama"
 
 
@@ -82,23 +83,29 @@ def endless(model: Any, **options: Any) -> Any:
 
 
 def streams(file: str, threads: int, n: int, n_gen: int = N_GEN) -> float:
-    """Return the tokens a second of n requests that get their first tokens in one step, from then on."""
+    """Return the tokens a second of n requests that get their first tokens in one step, from then on.
+
+    Of one request it is the median of REPETITIONS, as llama-bench does several, too.
+    """
     import offgrid_llama as og
 
     with og.Engine(file, n_seq_max=n, n_ctx=n * (N_PROMPT + N_GEN), n_threads=threads) as engine:
         options: dict[str, Any] = {"max_tokens": n_gen, "sampling": endless(engine.model), "lookup": False}
         n_prompt = 1 if n == 1 else N_PROMPT
-        completions: list[og.Completion] = []
+        speeds = []
+        for _ in range(REPETITIONS if n == 1 else 1):
+            completions: list[og.Completion] = []
 
-        def submit_all(_tokens: object, _logits: object) -> None:
-            """Called in the engine's thread: the step after this one has them all."""
-            completions.extend(engine.submit(made_up(i, n_prompt), **options) for i in range(n))
+            def submit_all(_tokens: object, _logits: object, completions: list[og.Completion] = completions) -> None:
+                """Called in the engine's thread: the step after this one has them all."""
+                completions.extend(engine.submit(made_up(i, n_prompt), **options) for i in range(n))
 
-        engine.generate(made_up(99, 8), max_tokens=1, logits_processors=[submit_all])
-        answers = [completion.result().answers[0] for completion in completions]
-        begin = max(answer.first_token or 0 for answer in answers)
-        end = max(answer.finished or 0 for answer in answers)
-        return n * (n_gen - 1) / (end - begin)
+            engine.generate(made_up(99, 8), max_tokens=1, logits_processors=[submit_all])
+            answers = [completion.result().answers[0] for completion in completions]
+            begin = max(answer.first_token or 0 for answer in answers)
+            end = max(answer.finished or 0 for answer in answers)
+            speeds.append(n * (n_gen - 1) / (end - begin))
+        return statistics.median(speeds)
 
 
 def crowd(file: str, threads: int) -> float:
@@ -374,9 +381,9 @@ class Sides:
 
     def llama_bench(self, file: Path) -> float:
         """Return the tokens a second of one stream."""
-        flags = f"-t {self.threads} -p 0 -n {N_GEN} -r 1 -fa 1 -o json"
+        flags = f"-t {self.threads} -p 0 -n {N_GEN} -r {REPETITIONS} -fa 1 -o json"
         found = harness.run_json([self.peers.bin / "llama-bench", "-m", file, *flags.split()], self.env)
-        return float(found[0]["avg_ts"])
+        return statistics.median(found[0]["samples_ts"])
 
     def batched_bench(self, file: Path, n: int) -> float:
         """Return the tokens a second of n streams."""

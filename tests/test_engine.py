@@ -868,7 +868,7 @@ def test_memory_is_flat(tmp_path: Path, run_child: RunChild, request: pytest.Fix
 # Ending early -----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("unseen", [1, 4])
+@pytest.mark.parametrize("unseen", [1, 8])
 def test_cancelling_at_every_step(letters: og.Model, monkeypatch: pytest.MonkeyPatch, unseen: int) -> None:
     """After any number of steps: a request ends, its slot is free by the next step, and its neighbour goes on."""
     monkeypatch.setattr("offgrid_llama.engine.loop.UNSEEN", unseen)
@@ -1247,11 +1247,12 @@ def test_steps_that_nobody_reads_along(letters: og.Model) -> None:
     turns(engine, 2)
     before = len(first.tokens)
     turns(engine, 5)
-    assert len(first.tokens) == before + 20
+    assert before + 5 < len(first.tokens) <= before + 40
+    before = len(first.tokens)
     reader = iter(first)
     next(reader)
     turns(engine, 5)
-    assert len(first.tokens) == before + 25
+    assert len(first.tokens) == before + 5
     second = engine.submit("abd", max_tokens=4, sampling=ENDLESS)
     turns(engine)
     assert first.tokens == alone(letters, letters.vocab.tokenize("abc"), 100, ENDLESS)[0]

@@ -29,7 +29,7 @@ __all__ = ["EngineStats", "Loop"]
 
 _logger = logging.getLogger("offgrid_llama.engine")
 
-UNSEEN = 4
+UNSEEN = 8
 """Steps that are made in one call while nobody reads along; whatever comes in ends it with the step that is under way."""
 
 
