@@ -383,7 +383,7 @@ class Sides:
         """Return the tokens a second of one stream."""
         flags = f"-t {self.threads} -p 0 -n {N_GEN} -r {REPETITIONS} -fa 1 -o json"
         found = harness.run_json([self.peers.bin / "llama-bench", "-m", file, *flags.split()], self.env)
-        return statistics.median(found[0]["samples_ts"])
+        return float(statistics.median(found[0]["samples_ts"]))
 
     def batched_bench(self, file: Path, n: int) -> float:
         """Return the tokens a second of n streams."""
