@@ -8,6 +8,7 @@ All sides run the same libllama. Every sample is a fresh process that loads the 
 
 - streams: tokens a second of 1 stream (llama-bench -n 128), and of 8 and 16 (llama-batched-bench -npp 128 -ntg 128), all
   together. The peers feed tokens that they have made up, and sample nothing; the engine samples greedily and makes text.
+  One stream is measured in three times as many pairs.
 - crowd: tokens a second of 8 requests of 128 tokens that arrive together and generate 64 each, from the first one to the end
   of the last, prompts and all: ours by submit(), llama-server's over HTTP with 8 slots, llama-cpp-python's one after the
   other, as its Llama serves one at a time.
@@ -499,6 +500,7 @@ class Figure:
     limit: float
     low: bool = False
     key: str = ""
+    more: int = 1  # times as many pairs, where they scatter
 
     def value(self, sample: Any) -> float:
         """Return the number of a sample."""
@@ -513,7 +515,7 @@ class Figure:
             print(f"  {side}: {self.value(sample):.3f}", file=sys.stderr)
             return sample
 
-        samples, quiet = harness.in_turn(tuple(self.sides), n_pairs, take)
+        samples, quiet = harness.in_turn(tuple(self.sides), self.more * n_pairs, take)
         numbers = [[self.value(sample) for sample in each] for each in samples.values()]
         ratio = harness.ratios(*numbers) if len(numbers) == 2 else harness.median_range(*numbers)
         held = ratio["median"] <= self.limit if self.low else ratio["median"] >= self.limit
@@ -537,7 +539,8 @@ def figures(sides: Sides, file: Path) -> Iterator[Figure]:
         OURS: ours("first_token"),
         "llama-server": partial(sides.server_first_token, file),
     }
-    yield Figure("streams", "1", {OURS: ours("streams", 1), "llama-bench": lambda: sides.llama_bench(file)}, 0.97)
+    one = {OURS: ours("streams", 1), "llama-bench": lambda: sides.llama_bench(file)}
+    yield Figure("streams", "1", one, 0.97, more=3)
     for n in (8, 16):
         peer = partial(sides.batched_bench, file, n)
         yield Figure("streams", str(n), {OURS: ours("streams", n), "llama-batched-bench": peer}, 0.95)
