@@ -2,13 +2,13 @@
 
     python bench/engine.py [--pairs 5] [--only SECTION] [--threads N] [--model NAME=FILE] [--no-write]
 
-It takes some 70 minutes; sections may be run apart, each takes the place of what the report has of it.
+It takes some 80 minutes; sections may be run apart, each takes the place of what the report has of it.
 
 All sides run the same libllama. Every sample is a fresh process that loads the model and warms up. The sections:
 
 - streams: tokens a second of 1 stream (llama-bench -n 128), and of 8 and 16 (llama-batched-bench -npp 128 -ntg 128), all
   together. The peers feed tokens that they have made up, and sample nothing; the engine samples greedily and makes text.
-  One stream is measured in three times as many pairs.
+  One stream is measured in twelve times as many pairs, each of one repetition: the machine drifts within seconds.
 - crowd: tokens a second of 8 requests of 128 tokens that arrive together and generate 64 each, from the first one to the end
   of the last, prompts and all: ours by submit(), llama-server's over HTTP with 8 slots, llama-cpp-python's one after the
   other, as its Llama serves one at a time.
@@ -16,6 +16,7 @@ All sides run the same libllama. Every sample is a fresh process that loads the 
   first token of the slowest, which is the 95th percentile of 8; ours by submit(), llama-server's over HTTP with 8 slots, its
   prompt cache on, streaming.
 - busy: tokens a second of 1 and 8 streams beside a Python thread that computes without pause, to those beside a process.
+  This, lookup and draft compare the engine with itself: five pairs by turns in each process, of which it takes the median.
 - long_prompt: seven streams while a prompt of 4,000 tokens comes in: the median time between their tokens, to that before.
 - lookup: tokens a second of one stream with prompt lookup, to those without: on a text that is to be repeated, where it is
   also compared with what llama-batched-bench decodes at as many sequences as a guess has rows over what it decodes at one;
@@ -35,6 +36,7 @@ import importlib
 import json
 import os
 import random
+import signal
 import socket
 import statistics
 import subprocess
@@ -83,30 +85,31 @@ def endless(model: Any, **options: Any) -> Any:
 # Our side ---------------------------------------------------------------------------------------------------------------
 
 
-def streams(file: str, threads: int, n: int, n_gen: int = N_GEN) -> float:
-    """Return the tokens a second of n requests that get their first tokens in one step, from then on.
+def at_once(engine: Any, n: int, n_gen: int = N_GEN) -> float:
+    """Return the tokens a second of n requests that get their first tokens in one step, from then on."""
+    options: dict[str, Any] = {"max_tokens": n_gen, "sampling": endless(engine.model), "lookup": False}
+    completions: list[Any] = []
 
-    Of one request it is the median of REPETITIONS, as llama-bench does several, too.
-    """
+    def submit_all(_tokens: object, _logits: object) -> None:
+        """Called in the engine's thread: the step after this one has them all."""
+        prompts = (made_up(i, 1 if n == 1 else N_PROMPT) for i in range(n))
+        completions.extend(engine.submit(prompt, **options) for prompt in prompts)
+
+    engine.generate(made_up(99, 8), max_tokens=1, logits_processors=[submit_all])
+    answers = [completion.result().answers[0] for completion in completions]
+    begin = max(answer.first_token or 0 for answer in answers)
+    end = max(answer.finished or 0 for answer in answers)
+    return n * (n_gen - 1) / (end - begin)
+
+
+def streams(file: str, threads: int, n: int) -> float:
+    """Return the tokens a second of n requests."""
     import offgrid_llama as og
 
     with og.Engine(file, n_seq_max=n, n_ctx=n * (N_PROMPT + N_GEN), n_threads=threads) as engine:
-        options: dict[str, Any] = {"max_tokens": n_gen, "sampling": endless(engine.model), "lookup": False}
-        n_prompt = 1 if n == 1 else N_PROMPT
-        speeds = []
-        for _ in range(REPETITIONS if n == 1 else 1):
-            completions: list[og.Completion] = []
-
-            def submit_all(_tokens: object, _logits: object, completions: list[og.Completion] = completions) -> None:
-                """Called in the engine's thread: the step after this one has them all."""
-                completions.extend(engine.submit(made_up(i, n_prompt), **options) for i in range(n))
-
-            engine.generate(made_up(99, 8), max_tokens=1, logits_processors=[submit_all])
-            answers = [completion.result().answers[0] for completion in completions]
-            begin = max(answer.first_token or 0 for answer in answers)
-            end = max(answer.finished or 0 for answer in answers)
-            speeds.append(n * (n_gen - 1) / (end - begin))
-        return statistics.median(speeds)
+        if n == 1:
+            at_once(engine, n, 16)  # a warm-up, as llama-bench does
+        return at_once(engine, n)
 
 
 def crowd(file: str, threads: int) -> float:
@@ -158,18 +161,48 @@ def first_token(file: str, threads: int) -> dict[str, float]:
         return {"slowest": max(times), "median": statistics.median(times), "computed": computed}
 
 
-def busy(file: str, threads: int, n: int, where: str) -> float:
-    """Return the tokens a second of n streams beside a thread, or a process, that computes without pause."""
-    code = "while True: sum(range(1000))"
-    if where == "process":
-        other = subprocess.Popen([sys.executable, "-c", code])
-        try:
-            return streams(file, threads, n, 64)
-        finally:
-            other.kill()
-            other.wait()
-    threading.Thread(target=lambda: exec(code), daemon=True).start()
-    return streams(file, threads, n, 64)
+def in_pairs(take: Callable[[bool], float]) -> dict[str, float]:
+    """Return the median of the ratios of what ``take`` gives with True and with False, by turns in one process."""
+    found: dict[bool, list[float]] = {True: [], False: []}
+    for i in range(REPETITIONS):
+        for side in (True, False) if i % 2 else (False, True):
+            found[side].append(take(side))
+    pairs = [a / b for a, b in zip(found[True], found[False], strict=True)]
+    medians = {"with": statistics.median(found[True]), "without": statistics.median(found[False])}
+    return {"ratio": statistics.median(pairs), **medians}
+
+
+def busy(file: str, threads: int, n: int) -> dict[str, float]:
+    """Return the tokens a second of n streams beside a thread that computes without pause, and beside a process."""
+    import offgrid_llama as og
+
+    go = threading.Event()
+
+    def compute() -> None:
+        while go.wait():
+            sum(range(1000))
+
+    threading.Thread(target=compute, daemon=True).start()
+    other = subprocess.Popen([sys.executable, "-c", "while True: sum(range(1000))"])
+    try:
+        other.send_signal(signal.SIGSTOP)
+        with og.Engine(file, n_seq_max=n, n_ctx=n * (N_PROMPT + N_GEN), n_threads=threads) as engine:
+
+            def take(beside_a_thread: bool) -> float:
+                if beside_a_thread:
+                    go.set()
+                else:
+                    other.send_signal(signal.SIGCONT)
+                try:
+                    return at_once(engine, n, 64)
+                finally:
+                    go.clear()
+                    other.send_signal(signal.SIGSTOP)
+
+            return in_pairs(take)
+    finally:
+        other.kill()
+        other.wait()
 
 
 def long_prompt(file: str, threads: int) -> dict[str, float]:
@@ -215,21 +248,26 @@ the west, the streets smell of salt and tar, and the lamps are lit early.
 """
 
 
-def lookup(file: str, threads: int, task: str, on: int) -> dict[str, float]:
-    """Return the tokens a second of a text that repeats its prompt, or of a story, and the rows of its steps."""
+def lookup(file: str, threads: int, task: str) -> dict[str, float]:
+    """Return the tokens a second of a text that repeats its prompt, or of a story, to those without; and rows of a step."""
     import offgrid_llama as og
 
     again = "The same text again:\n"
     prompt = f"Text:\n{TEXT}\n{again}{TEXT}\n{again}" if task == "repeat" else "Once upon a time there was"
     with og.Engine(file, n_seq_max=1, n_ctx=1024, n_threads=threads) as engine:
         sampling = endless(engine.model)
-        engine.generate(prompt, max_tokens=24, sampling=sampling, lookup=bool(on))  # it learns what rows cost
-        speeds = []
-        for _ in range(3):
-            completion = engine.generate(prompt, max_tokens=100, sampling=sampling, lookup=bool(on))
-            speeds.append(99 / (completion.timings.decode or 1.0))
-        request = completion.answers[0].request
-        return {"speed": statistics.median(speeds), "rows": 1 + request.n_guessed / (99 - request.n_right)}
+        rows = []
+
+        def take(on: bool) -> float:
+            completion = engine.generate(prompt, max_tokens=100, sampling=sampling, lookup=on)
+            request = completion.answers[0].request
+            if on:
+                rows.append(1 + request.n_guessed / (99 - request.n_right))
+            return 99 / (completion.timings.decode or 1.0)
+
+        take(False)
+        take(True)  # it learns what rows cost
+        return in_pairs(take) | {"rows": statistics.median(rows)}
 
 
 def deep_and_first(folder: Path) -> tuple[Path, Path]:
@@ -271,23 +309,26 @@ def deep_and_first(folder: Path) -> tuple[Path, Path]:
     return paths[0], paths[1]
 
 
-def draft(file: str, threads: int, what: str, on: int) -> dict[str, float]:
-    """Return the tokens a second of one stream with a draft model or without, and how many of its guesses were right."""
+def draft(file: str, threads: int, what: str) -> dict[str, float]:
+    """Return the tokens a second of one stream with a draft model to those without, and how many guesses were right."""
     import offgrid_llama as og
 
     with tempfile.TemporaryDirectory() as folder:
         model, small = deep_and_first(Path(folder)) if what == "deep" else (file, file)
-        with og.Engine(model, draft=small if on else None, n_seq_max=1, n_ctx=2048, n_threads=threads) as engine:
+        with og.Engine(model, draft=small, n_seq_max=1, n_ctx=2048, n_threads=threads) as engine:
             options: dict[str, Any] = {"sampling": endless(engine.model), "lookup": False}
             prompt = made_up(3, 20) if what != "deep" else list(range(10, 30))
-            engine.generate(prompt, max_tokens=100, **options)  # it learns what that costs
-            speeds = []
-            for _ in range(3):
-                completion = engine.generate(prompt, max_tokens=300, **options)
-                speeds.append(299 / (completion.timings.decode or 1.0))
+
+            def take(on: bool, n: int = 200) -> float:
+                completion = engine.generate(prompt, max_tokens=n, draft=on, **options)
+                return (n - 1) / (completion.timings.decode or 1.0)
+
+            take(False, 50)
+            take(True)  # it learns what that costs
+            found = in_pairs(take)
             stats = engine.stats()
             right = stats.guessed_tokens_right / max(stats.guessed_tokens, 1)
-            return {"speed": statistics.median(speeds), "guessed": stats.guessed_tokens, "right": right}
+            return found | {"guessed": stats.guessed_tokens, "right": right}
 
 
 def overhead() -> dict[str, float]:
@@ -382,7 +423,7 @@ class Sides:
 
     def llama_bench(self, file: Path) -> float:
         """Return the tokens a second of one stream."""
-        flags = f"-t {self.threads} -p 0 -n {N_GEN} -r {REPETITIONS} -fa 1 -o json"
+        flags = f"-t {self.threads} -p 0 -n {N_GEN} -r 1 -fa 1 -o json"
         found = harness.run_json([self.peers.bin / "llama-bench", "-m", file, *flags.split()], self.env)
         return float(statistics.median(found[0]["samples_ts"]))
 
@@ -540,7 +581,7 @@ def figures(sides: Sides, file: Path) -> Iterator[Figure]:
         "llama-server": partial(sides.server_first_token, file),
     }
     one = {OURS: ours("streams", 1), "llama-bench": lambda: sides.llama_bench(file)}
-    yield Figure("streams", "1", one, 0.97, more=3)
+    yield Figure("streams", "1", one, 0.97, more=12)
     for n in (8, 16):
         peer = partial(sides.batched_bench, file, n)
         yield Figure("streams", str(n), {OURS: ours("streams", n), "llama-batched-bench": peer}, 0.95)
@@ -550,18 +591,16 @@ def figures(sides: Sides, file: Path) -> Iterator[Figure]:
     ):  # fmt: skip
         yield Figure("crowd", f"8 at once, to {name}", {OURS: ours("crowd"), name: theirs}, 1.0)
     for n in (1, 8):
-        both = {f"beside a {where}": ours("busy", n, where) for where in ("thread", "process")}
-        yield Figure("busy", str(n), both, 0.85)
+        yield Figure("busy", f"{n}, beside a thread to beside a process", {OURS: ours("busy", n)}, 0.85, key="ratio")
     for task, limit in (("repeat", 1.5 if "gemma" in file.name else 1.0), ("story", 0.97)):
-        both = {"with lookup": ours("lookup", task, 1), "without": ours("lookup", task, 0)}
-        yield Figure("lookup", task, both, limit, key="speed")
+        yield Figure("lookup", f"{task}, to without", {OURS: ours("lookup", task)}, limit, key="ratio")
 
     rows: list[int] = []
 
     def gain() -> float:
-        guessed = ours("lookup", "repeat", 1)()
-        rows.append(max(2, round(guessed["rows"])))
-        return float(guessed["speed"] / ours("lookup", "repeat", 0)()["speed"])
+        found = ours("lookup", "repeat")()
+        rows.append(max(2, round(found["rows"])))
+        return float(found["ratio"])
 
     def ceiling() -> float:
         return sides.batched_bench(file, rows[-1] if rows else 8) / sides.batched_bench(file, 1)
@@ -570,8 +609,7 @@ def figures(sides: Sides, file: Path) -> Iterator[Figure]:
     name = "time between tokens, to the normal one"
     yield Figure("long_prompt", name, {OURS: ours("long_prompt")}, 3.0, low=True, key="median")
     for what, name, limit in (("deep", "one that pays", 1.5), ("itself", "one that cannot pay", 0.97)):
-        both = {"with a draft": ours("draft", what, 1), "without": ours("draft", what, 0)}
-        yield Figure("draft", name, both, limit, key="speed")
+        yield Figure("draft", f"{name}, to without", {OURS: ours("draft", what)}, limit, key="ratio")
 
 
 def summary(results: dict[str, list[dict[str, Any]]], python: list[dict[str, float]]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import json
 from collections.abc import Iterator
 from typing import Any
@@ -14,6 +15,7 @@ from offgrid_llama.chat import ChatTemplate
 from offgrid_llama.chat.messages import plain_messages
 from offgrid_llama.chat.prompt import prompt_tokens
 from offgrid_llama.engine import Chat, FinishReason
+from offgrid_llama.engine.budget import Budget
 
 GREEDY: dict[str, Any] = {"temperature": 0, "max_tokens": 24}
 ASKED = [{"role": "user", "content": "What is the capital of France?"}]
@@ -169,3 +171,115 @@ def test_templates_that_are_not_there(engine: og.Engine) -> None:
         engine.chat(ASKED, template=ChatTemplate("{{ raise_exception('not today') }}"))
     with pytest.raises(og.ContextLengthError):
         engine.chat([{"role": "user", "content": "a " * 5000}])
+
+
+# Answers of a shape ---------------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass
+class City:
+    """What an answer may be."""
+
+    name: str
+    inhabitants: int
+
+
+def test_response_formats(engine: og.Engine) -> None:
+    """A type, OpenAI's dicts and a Grammar: the answer is of that shape, and parsed() makes it so."""
+    hot: dict[str, Any] = {"temperature": 1.5, "seed": 4, "max_tokens": 200}
+    schema = {"type": "object", "properties": {"a": {"enum": ["x", "y"]}}, "required": ["a"]}
+    city = engine.chat(ASKED, response_format=City, **hot)
+    described = engine.chat(
+        ASKED, response_format={"type": "json_schema", "json_schema": {"name": "n", "schema": schema}}, **hot
+    )
+    chosen = engine.chat(ASKED, response_format=og.Grammar.choices(["Paris", "Rome"]), **hot)
+    free = engine.chat(ASKED, response_format={"type": "text"}, **GREEDY)
+    assert isinstance(city.parsed(), City)
+    assert described.parsed() in ({"a": "x"}, {"a": "y"})
+    assert chosen.parsed() in ("Paris", "Rome")
+    assert free.result().content == engine.chat(ASKED, **GREEDY).result().content
+    cut = engine.chat(ASKED, response_format={"type": "json_object"}, temperature=0, max_tokens=1)
+    with pytest.raises(ValueError, match="is not whole: it has ended as length"):
+        cut.parsed()
+
+
+@pytest.mark.parametrize(
+    ("response_format", "error", "told"),
+    [
+        ({"type": "xml"}, ValueError, "must be 'text', 'json_object' or 'json_schema', not 'xml'"),
+        ({"type": "json_schema"}, ValueError, "must be a dict with a 'schema'"),
+        ({"type": "json_schema", "json_schema": {"schema": {"not": {}}}}, og.GrammarError, "at /not: 'not' is not"),
+        (og.Model, og.GrammarError, "has no JSON Schema"),
+    ],
+    ids=["type", "no schema", "keyword", "class"],
+)  # fmt: skip
+def test_response_formats_that_are_none(
+    engine: og.Engine, response_format: Any, error: type[Exception], told: str
+) -> None:
+    """They are refused by name before anything is computed."""
+    with pytest.raises(error, match=told):
+        engine.chat(ASKED, response_format=response_format)
+
+
+def test_a_response_format_and_a_grammar(engine: og.Engine) -> None:
+    """Only one of the two can be meant."""
+    with pytest.raises(ValueError, match="response_format and grammar say both"):
+        engine.chat(ASKED, response_format=City, grammar=og.Grammar.choices(["a"]))
+
+
+@pytest.mark.parametrize("opened", [False, True], ids=["opened by the model", "opened by the prompt"])
+def test_a_shape_after_the_reasoning(engine: og.Engine, smollm2: og.Model, opened: bool) -> None:
+    """What is thought is free, and the answer behind it has its shape."""
+    template = ChatTemplate(THINKING)
+    options: dict[str, Any] = {"template": template, "variables": {"open_thought": opened}}
+    reply = engine.chat(
+        ASKED, response_format=City, reasoning_budget=12, temperature=0, max_tokens=200, **options
+    ).result()
+    if opened:
+        assert reply.reasoning
+    assert isinstance(reply.parsed(), City)
+    chat_format = engine._format(template)
+    prompt = chat_format.prompt(ASKED, False, options["variables"])
+    guide = chat_format.grammar(og.Grammar.choices(["yes"]), prompt).guide(smollm2.vocab)
+    thought = "Hm, <think or not?\n</think>\n\nyes"
+    for token in smollm2.vocab.tokenize(thought if opened else f"<think>\n{thought}", add_special=False):
+        guide.accept(token)
+    assert guide.error is None
+    assert guide.ended
+
+
+def test_a_reasoning_budget(engine: og.Engine) -> None:
+    """The model is made to answer after so many tokens of reasoning; without reasoning nothing is different."""
+    template = ChatTemplate(THINKING)
+    options: dict[str, Any] = {"template": template, "variables": {"open_thought": True}, "temperature": 0}
+    endless = og.SamplingParams(temperature=0, logit_bias=dict.fromkeys(engine.model.vocab.eog_tokens(), float("-inf")))
+    free = engine.chat(ASKED, sampling=endless, max_tokens=60, **options).result()
+    assert free.content == ""  # it does not know the mark, and goes on
+    for n in (0, 1, 10, 30):
+        reply = engine.chat(ASKED, sampling=endless, max_tokens=60, reasoning_budget=n, **options).result()
+        thought = engine.model.vocab.tokenize(reply.reasoning, add_special=False)
+        assert len(thought) <= n + 1
+        assert free.reasoning.startswith(reply.reasoning)
+        assert reply.content
+        assert len(reply.completion.tokens) == 60
+    plain = engine.chat(ASKED, reasoning_budget=1, **GREEDY).result()
+    assert plain.content == engine.chat(ASKED, **GREEDY).result().content
+    with pytest.raises(ValueError, match="reasoning_budget must be from 0"):
+        engine.chat(ASKED, reasoning_budget=-1)
+
+
+def test_budget() -> None:
+    """It counts from the mark that opens the reasoning to the one that closes it, and ends at a whole character."""
+
+    def closes_at(pieces: list[bytes], n: int, inside: bool = True) -> int | None:
+        budget = Budget(n, b"<think>", b"</think>", inside=inside, closing=[1])
+        return next((i for i, piece in enumerate(pieces) if budget.push(piece)), None)
+
+    words = [b"one ", b"two ", b"three ", b"four "]
+    assert closes_at(words, 2) == 1
+    assert closes_at(words, 9) is None
+    assert closes_at([b"a", b"</th", b"ink>", *words], 3) is None
+    assert closes_at(words, 1, inside=False) is None  # an answer, no reasoning
+    assert closes_at([b"\n", b"<th", b"ink>", *words], 2, inside=False) == 3
+    assert closes_at(["Ä".encode()[:1], "Ä".encode()[1:], b"b"], 1) == 1
+    assert closes_at([b"\xe2", b"\x82", b"\xac", b"b"], 2) == 2

@@ -31,7 +31,7 @@ BLOCKS = [
 def test_code_runs(page: Path, code: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each block of Python in the pages runs by itself, in an empty folder."""
     monkeypatch.chdir(tmp_path)
-    exec(compile(code, f"{page.name}", "exec"), {"__name__": "__main__"})
+    exec(compile(code, f"{page.name}", "exec", dont_inherit=True), {"__name__": "__main__"})
 
 
 def test_a_screenful_prints_real_text(capsys: pytest.CaptureFixture[str]) -> None:

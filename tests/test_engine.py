@@ -759,7 +759,7 @@ class Schedule:
         scheduler = self.engine._loop._scheduler  # what it measures is made up, so that a seed is the same again
         if small is not None:
             always(scheduler, rng.choice([1, 4]))
-        scheduler._prompt_budget = lambda n_generating: rng.choice([1, 7, n_batch])
+        scheduler._prompt_budget = lambda n_generating, n_prompts: rng.choice([1, 7, n_batch])
         scheduler._costs.slowdown = lambda n_generating, n_guessed: rng.choice([1.0, 3.0])  # type: ignore[method-assign]
         self.said: list[tuple[list[int], int, og.SamplingParams, og.Completion]] = []
         self.cancelled: set[Completion] = set()

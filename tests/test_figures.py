@@ -246,6 +246,198 @@ def test_grammars_are_quick(
     assert (worst["slow"], worst["large"]) == ([], [])
 
 
+# JSON Schemas, regular expressions and Lark ---------------------------------------------------------------------------
+
+SCHEMAS = r"""
+import json, random, resource, sys, time
+import offgrid_llama as og
+
+begin, end = int(sys.argv[2]), int(sys.argv[3])
+PATTERNS = ["^a+$", "[0-9]{2,9}", "(a|b)*c", "^[A-Z][a-z]*( [A-Z][a-z]*){0,9}$", "x", "(a+)+$", "\\\\d{3}", ".{0,500}", "("]
+FORMATS = ["date-time", "date", "time", "email", "hostname", "ipv4", "ipv6", "uuid", "uri", "duration", "regex"]
+
+def number(rng):
+    return rng.choice([0, 1, 2, 3, 7, 100, -5, 0.5, 0.01, 1e6, 12.75, 2**40])
+
+def schema(rng, depth):
+    kind = rng.randrange(12 if depth else 6)
+    if kind < 2:
+        found = {"type": "string"}
+        for key in ("minLength", "maxLength"):
+            if rng.random() < 0.3:
+                found[key] = rng.choice([0, 1, 3, 20, 300, 5000, 10**6])
+        if rng.random() < 0.3:
+            found["pattern"] = rng.choice(PATTERNS)
+        if rng.random() < 0.1:
+            found["format"] = rng.choice(FORMATS)
+        return found
+    if kind < 4:
+        found = {"type": rng.choice(["integer", "number"])}
+        for key in ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf"):
+            if rng.random() < 0.2:
+                found[key] = number(rng)
+        return found
+    if kind == 4:
+        others = [{"type": "null"}, {"const": [1, {"a": None}]}, {"$ref": "#"}, {"$ref": "#/$defs/d"}, {}]
+        return rng.choice([{"type": "boolean"}, *others])
+    if kind == 5:
+        n = rng.randint(1, 300 if rng.random() < 0.1 else 5)
+        return {"enum": [rng.choice(["red", 1, None, "blue", 2.5, [1]]) for _ in range(n)]}
+    if kind < 8:
+        names = [f"p{rng.randrange(30)}" for _ in range(rng.randint(0, 9))]
+        found = {"type": "object", "properties": {name: schema(rng, depth - 1) for name in names}}
+        found["required"] = [name for name in dict.fromkeys(names) if rng.random() < 0.6]
+        if rng.random() < 0.2:
+            found["additionalProperties"] = rng.choice([False, True, schema(rng, 0)])
+        if rng.random() < 0.1:
+            found["patternProperties"] = {rng.choice(PATTERNS): schema(rng, 0)}
+        if rng.random() < 0.1:
+            found[rng.choice(["minProperties", "maxProperties"])] = rng.choice([0, 1, 2])
+        return found
+    if kind < 10:
+        found = {"type": "array", "items": schema(rng, depth - 1)}
+        for key in ("minItems", "maxItems"):
+            if rng.random() < 0.3:
+                found[key] = rng.choice([0, 1, 2, 5, 300, 10**5])
+        if rng.random() < 0.2:
+            found["prefixItems"] = [schema(rng, depth - 1) for _ in range(2)]
+        return found
+    key = rng.choice(["anyOf", "anyOf", "allOf", "oneOf"])
+    return {key: [schema(rng, depth - 1) for _ in range(rng.randint(1, 6))]}
+
+def nested(depth, leaf):
+    for _ in range(depth):
+        leaf = {"type": "array", "items": leaf}
+    return leaf
+
+def twice(i):
+    return [{"$ref": f"#/$defs/a{i}"}] * 2
+
+def strings(n, **more):
+    return {"type": "object", "properties": {f"p{i}": {"type": "string"} for i in range(n)}, **more}
+
+S, R, L = og.Grammar.json_schema, og.Grammar.regex, og.Grammar.lark
+WORST = [
+    lambda: S({"type": "string", "maxLength": 10**9}),
+    lambda: S({"type": "string", "minLength": 10**6}),
+    lambda: S({"type": "array", "items": {"type": "integer"}, "maxItems": 10**6}),
+    lambda: S({"type": "array", "items": {"type": "integer"}, "minItems": 10**5}),
+    lambda: S(nested(60, {"type": "integer"})),
+    lambda: S(nested(30, {"type": "integer"})),
+    lambda: S({"allOf": [{"anyOf": [strings(j + 1) for j in range(6)]} for i in range(8)]}),
+    lambda: S({"allOf": [{"anyOf": [{"minimum": i * j} for j in range(10)]} for i in range(10)]}),
+    lambda: S({"enum": [f"v{i}" for i in range(5000)]}),
+    lambda: S({"anyOf": [{"const": i} for i in range(1500)]}),
+    lambda: S({"anyOf": [strings(3, required=["p0"]) for _ in range(300)]}),
+    lambda: S(strings(1500, required=[f"p{i}" for i in range(1500)])),
+    lambda: S(strings(1500)),
+    lambda: S(strings(400)),
+    lambda: S({"$ref": "#"}),
+    lambda: S({"$defs": {"a": {"$ref": "#/$defs/b"}, "b": {"$ref": "#/$defs/a"}}, "$ref": "#/$defs/a"}),
+    lambda: S({"$defs": {f"a{i}": {"allOf": twice(i + 1)} for i in range(300)}, **twice(0)[0]}),
+    lambda: S({"allOf": [{"$ref": "#"}, {"type": "object"}]}),
+    lambda: S({"anyOf": [{"$ref": "#"}, {"type": "object"}]}),
+    lambda: S({"type": "string", "pattern": "(.{0,1000}){0,1000}"}),
+    lambda: S({"allOf": [{"type": "string", "pattern": f"[a-z]{{{i},}}.*x{i}"} for i in range(40)]}),
+    lambda: S({"allOf": [{"type": "string", "pattern": f"[a-z]{{{i},}}.*x{i}"} for i in range(8)]}),
+    lambda: S({"type": "number", "multipleOf": 0.00007, "minimum": -1e18, "maximum": 1e18}),
+    lambda: S({"type": "integer", "multipleOf": 999983}),
+    lambda: S({"type": "integer", "multipleOf": 9973}),
+    lambda: S({"allOf": [{"type": "integer", "multipleOf": each} for each in (9973, 9967)]}),
+    lambda: S({"type": "object", "patternProperties": {f"^(a|b)*a(a|b){{{i}}}x{i}$": {} for i in range(60)}}),
+    lambda: S({"type": "object", "patternProperties": {f"^(a|b)*a(a|b){{{i}}}x{i}$": {} for i in range(32)}}),
+    lambda: S({"allOf": [{"enum": ["a" * i for i in range(300)]}, {"type": "string", "pattern": "^(a|aa|aaa)*$"}]}),
+    lambda: R(r"(\p{L}|\p{N}){1,2000}"),
+    lambda: R("|".join(f"w{i}x*" for i in range(8000))),
+    lambda: R("(a|b)*a(a|b){18}"),
+    lambda: R("(" * 200 + "a" + ")*" * 200),
+    lambda: R("((a{99}){99}){99}"),
+    lambda: L('start: start start | "a" | ""'),
+    lambda: L("start: " + "(" * 20000 + '"a"' + ")" * 20000),
+    lambda: L('start: start "a" | "b"'),
+    lambda: L("start: r0\n" + "\n".join(f"r{i}: r{i + 1}" for i in range(1500)) + '\nr1500: "a"'),
+    lambda: L('start: ("a"{0,1000} "b"){0,1000}'),
+    lambda: L('start: (("a"? "b"?){0,60} "c"?){0,60}'),
+    lambda: L("start: A\nA: " + " & ".join(f"/[a-z]{{{i},}}.*x{i}/" for i in range(40))),
+    lambda: L("start: %json " + json.dumps(strings(400))),
+    lambda: og.Grammar.choices([f"choice {i}" for i in range(3000)]),
+]
+
+def grammar(case):
+    rng = random.Random(case)
+    if case < len(WORST):
+        return WORST[case]()
+    made = {"$defs": {"d": schema(rng, 2)}, **schema(rng, rng.randint(0, 4))}
+    return og.Grammar.json_schema(made, whitespace=rng.random() < 0.3)
+
+def follow(guide, rng):
+    slowest = 0.0
+    for _ in range(20):
+        since = time.thread_time()
+        guide.fill()
+        words = guide.words()
+        bits = range(8)
+        allowed = [8 * i + bit for i, byte in enumerate(words) for bit in bits if byte >> bit & 1]
+        if guide.error is not None or not allowed or guide.ended:
+            break
+        slowest = max(slowest, time.thread_time() - since)
+        since = time.thread_time()
+        guide.accept(rng.choice(allowed))
+        guide.forced()
+        slowest = max(slowest, time.thread_time() - since)
+    return slowest
+
+resource.setrlimit(resource.RLIMIT_AS, (4 * 2**30,) * 2)
+
+def memory(key):
+    with open("/proc/self/status") as file:
+        return next(int(line.split()[1]) for line in file if line.startswith(key)) / 1024
+
+with og.Model(sys.argv[1], vocab_only=True) as model:
+    worst = {"seconds": 0.0, "mb": 0.0, "step_seconds": 0.0, "ready": 0, "refused": 0, "slow": [], "large": []}
+    follow(og.Grammar.json_schema({}).guide(model.vocab), random.Random(1))
+    for case in range(begin, end):
+        for _ in range(3):  # again where something else kept the processor busy
+            with open("/proc/self/clear_refs", "w") as file:
+                file.write("5")  # the peak begins anew
+            before = memory("VmRSS")
+            since = time.thread_time()
+            try:
+                guide = grammar(case).guide(model.vocab)
+            except og.GrammarError as error:
+                guide = None
+            seconds, mb = time.thread_time() - since, memory("VmHWM") - before
+            if seconds <= 0.25:
+                break
+        worst["ready" if guide else "refused"] += 1
+        worst["seconds"], worst["mb"] = max(seconds, worst["seconds"]), max(mb, worst["mb"])
+        if seconds > 0.25:
+            worst["slow"].append([case, seconds])
+        if mb > 50:
+            worst["large"].append([case, mb])
+        if guide:
+            worst["step_seconds"] = max(worst["step_seconds"], follow(guide, random.Random(case)))
+    print(json.dumps(worst))
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="reads /proc")
+def test_schemas_are_quick(
+    smollm2_path: Path, run_child: RunChild, cases: Cases, request: pytest.FixtureRequest
+) -> None:
+    """A schema, an expression or a Lark grammar is ready or refused within 250 ms of the processor's time and 50 MB."""
+    numbers = cases(300)
+    usual = {"PYTHONMALLOC": "pymalloc"}
+    done = run_child(SCHEMAS, smollm2_path, "0", str(len(numbers)), timeout=3000, env=usual)
+    assert done.returncode == 0, done.stderr[-800:]
+    worst = json.loads(done.stdout)
+    _figures(request, "schemas", worst)
+    assert worst["ready"] + worst["refused"] == len(numbers)
+    assert min(worst["ready"], worst["refused"]) > len(numbers) // 20
+    assert (worst["slow"], worst["large"]) == ([], [])
+    assert worst["step_seconds"] < 0.25
+
+
 # Files ----------------------------------------------------------------------------------------------------------------
 
 MUTATE = r'''

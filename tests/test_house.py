@@ -14,19 +14,23 @@ PACKAGE = ROOT / "src" / "offgrid_llama"
 
 # From the ground up: a room may import from those before it, never from those after it.
 ORDER = [
-    "errors", "text", "gbnf", "gguf_bytes", "replacing", "_capi", "_handle", "_callbacks", "_check", "backend",
-    "threadpool", "rpc", "params", "gguf", "splits", "overrides", "store", "vocab", "saving", "placement", "model",
-    "batch", "memory", "logits", "adapter", "state", "perf", "context", "custom", "sampling", "chain", "grammar",
-    "sampling_params", "fast_sampling", "step", "memory_plan", "quantize", "embedding", "reranking", "generate", "infill",
-    "chat", "engine", "cli",
+    "errors", "text", "gbnf", "json_schema", "gguf_bytes", "replacing", "_capi", "_handle", "_callbacks", "_check",
+    "backend", "threadpool", "rpc", "params", "gguf", "splits", "overrides", "store", "vocab", "saving", "placement",
+    "model", "batch", "memory", "logits", "adapter", "state", "perf", "context", "custom", "sampling", "chain", "guide",
+    "grammar", "sampling_params", "fast_sampling", "step", "memory_plan", "quantize", "embedding", "reranking", "generate",
+    "infill", "chat", "engine", "cli",
 ]  # fmt: skip
 PURE_ENGINE = {
     f"engine/{name}"
-    for name in ("cells", "guessing", "operations", "pace", "prefixes", "request", "scheduler", "shelf", "slots")
-}
-STANDARD_LIBRARY_ONLY = {"errors", "text", "gbnf", "gguf_bytes", "replacing", *PURE_ENGINE}
+    for name in (
+        "budget", "cells", "guessing", "operations", "pace", "prefixes", "request", "scheduler", "shelf", "slots"
+    )
+}  # fmt: skip
+STANDARD_LIBRARY_ONLY = {"errors", "text", "gbnf", "json_schema", "gguf_bytes", "replacing", *PURE_ENGINE}
 MAY_IMPORT_CAPI = set(ORDER[ORDER.index("_handle") : ORDER.index("generate")]) - {"store"}
-HEAVY = {"numpy", "jinja2", "llguidance", "rich", "typer", "huggingface_hub", "filelock", "asyncio"}
+HEAVY = {
+    "numpy", "jinja2", "llguidance", "prompt_toolkit", "pydantic", "rich", "typer", "huggingface_hub", "filelock", "asyncio"
+}  # fmt: skip
 
 FILES = sorted(path for path in PACKAGE.rglob("*.py"))
 

@@ -83,6 +83,7 @@ USES: dict[type, dict[str, Callable[[Any], Any] | None]] = {
         "is_eog": lambda f: f.vocab.is_eog(1),
         "eog_tokens": lambda f: f.vocab.eog_tokens(),
         "control_tokens": lambda f: f.vocab.control_tokens(),
+        "pieces": lambda f: f.vocab.pieces(),
         "is_control": lambda f: f.vocab.is_control(1),
         "suppress_tokens": lambda f: f.vocab.suppress_tokens(),
     },

@@ -47,7 +47,7 @@ class Machine:
         self,
         n_seq: int,
         n_batch: int = 64,
-        budget: Callable[[int], int] | None = None,
+        budget: Callable[[int, int], int] | None = None,
         trim: Trim = Trim.ANY,
         room: int = 0,
     ) -> None:
@@ -133,7 +133,7 @@ def test_any_schedule(seed: int) -> None:
     """Requests that come, share beginnings and are cancelled at any moment: the others give what they give alone."""
     rng = random.Random(seed)
     machine = Machine(
-        rng.randint(1, 5), rng.choice([8, 20, 64]), rng.choice([None, lambda n: 5, lambda n: 30 // (n + 1)]),
+        rng.randint(1, 5), rng.choice([8, 20, 64]), rng.choice([None, lambda n, _: 5, lambda n, _: 30 // (n + 1)]),
         rng.choice(list(Trim)), rng.choice([0, 100, 1000]),
     )  # fmt: skip
 
@@ -194,7 +194,7 @@ def test_a_prefix_is_computed_once() -> None:
 
 def test_one_long_prompt_holds_nobody_up() -> None:
     """Those that generate get a token in each step while a long prompt is computed in pieces of the budget."""
-    machine = Machine(3, n_batch=64, budget=lambda n: 4 if n else 64)
+    machine = Machine(3, n_batch=64, budget=lambda n, _: 4 if n else 64)
     quick = [machine.add([5 + i, 6], max_tokens=20) for i in range(2)]
     machine.step()
     long = machine.add([9] * 60)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from ._capi import ffi, lib
 from ._check import number, raise_caught
 from .chain import SamplerChain, row_of
-from .errors import SamplerError
+from .errors import GrammarError, SamplerError
 from .sampling import DEFAULT_SEED
 
 if TYPE_CHECKING:
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from .context import Context
+    from .guide import Guide
     from .sampling_params import SamplingParams
     from .vocab import Vocab
 
@@ -30,10 +31,11 @@ _ORDER = ("penalties", "top_k", "typical", "top_p", "min_p", "temp_ext")
 def covers(params: SamplingParams) -> bool:
     """Return whether a FastSampler does what ``params`` say: the samplers in llama.cpp's usual order, and none but these.
 
-    Those are ``logit_bias``, penalties, ``top_k``, ``typical_p``, ``top_p``, ``min_p`` and ``temperature``.
+    Those are ``logit_bias``, penalties, ``top_k``, ``typical_p``, ``top_p``, ``min_p``, ``temperature``, and grammars with a
+    guide.
     """
     used = [name for name in params.samplers if _is_on(params, name)]
-    if params.grammar is not None or params.dynatemp_range:
+    if (params.grammar is not None and not params.grammar.guided) or params.dynatemp_range:
         return False
     if params.temperature == 0:
         return not {"dry", "xtc", "typical", "infill"} & set(used)
@@ -65,9 +67,11 @@ class FastSampler:
         params: what it does.
         n_logprobs: how many of the most probable tokens to tell of, besides the one that was chosen; None tells nothing.
 
-    Raises ValueError for ``params`` that it does not cover, or with tokens that the model does not have.
+    Raises ValueError for ``params`` that it does not cover, or with tokens that the model does not have; GrammarError for a
+    grammar that cannot be used.
 
     Attributes:
+        guide: what knows which tokens the grammar allows next; None without one.
         seed: the seed, also where a random one was asked for.
         logprob: the logarithm of the probability that the model gave to the last token, before any rule; None unless
             ``n_logprobs`` is given.
@@ -79,7 +83,9 @@ class FastSampler:
             raise ValueError("params have samplers, or an order of them, that take a SamplerChain: params.chain(vocab)")
         self._vocab = vocab
         self._params = params
+        self.guide: Guide | None = None if params.grammar is None else params.grammar.guide(vocab)
         self._n_logprobs = n_logprobs
+        self.forces = n_logprobs is None  # of a token that is not sampled there are none
         n_top = -1 if n_logprobs is None else number("n_logprobs", n_logprobs, 0, vocab.n_tokens)
         self.seed = secrets.randbelow(DEFAULT_SEED) if params.seed is None else params.seed
         self.logprob: float | None = None
@@ -103,8 +109,8 @@ class FastSampler:
                 "top_p": params.top_p if "top_p" in on else 1.0, "min_p": params.min_p if "min_p" in on else 0.0,
                 "min_keep": params.min_keep, "repeat": penalties[0], "frequency": penalties[1], "presence": penalties[2],
                 "last_n": last_n, "recent": self._recent, "n_bias": len(bias), "bias_tokens": self._bias_tokens,
-                "biases": self._biases, "random": self.seed, "n_top": n_top, "top_tokens": self._top_tokens,
-                "top_logprobs": self._top_logprobs,
+                "biases": self._biases, "mask": ffi.NULL if self.guide is None else self.guide.mask,
+                "random": self.seed, "n_top": n_top, "top_tokens": self._top_tokens, "top_logprobs": self._top_logprobs,
             },
         )  # fmt: skip
         self._lock = threading.Lock()  # a call lets go of the GIL
@@ -135,15 +141,36 @@ class FastSampler:
             return self._sample(row_of(logits, self._vocab))
 
     def _sample(self, logits: Any) -> int:
+        if self.guide is not None:
+            self.guide.fill()
         token = int(lib.og_fast_sample(self._c, logits, self._vocab.n_tokens))
         if token == lib.OG_THREW:
             raise_caught()
         if token < 0:
-            raise SamplerError("no token was selected: the logits and the biases forbid them all")
+            raise self._nothing()
         if self._n_logprobs is not None:
             self.logprob = self._c.logprob
             self.top_logprobs = self._top(0)
+        if self.guide is not None:
+            self.guide.accept(token)
         return token
+
+    def _nothing(self) -> GrammarError | SamplerError:
+        """Return why there is no token that could be chosen."""
+        if self.guide is not None:
+            return self.guide.error or GrammarError(
+                "no token was selected: the grammar, or what else, forbids them all"
+            )
+        return SamplerError("no token was selected: the logits and the biases forbid them all")
+
+    def forced(self) -> list[int]:
+        """Take the tokens that the grammar says must come next, and return them; none where logprobs are to be told."""
+        if self.guide is None or not self.forces:
+            return []
+        tokens = self.guide.forced()
+        for token in tokens:
+            self._remember(token)
+        return tokens
 
     def _reserve(self, n_tokens: int) -> None:
         """Make room for the most probable tokens of so many that are sampled in one native call."""
@@ -159,20 +186,27 @@ class FastSampler:
         return [(self._top_tokens[i], self._top_logprobs[i]) for i in places if self._top_tokens[i] >= 0]
 
     def accept(self, token: int) -> None:
-        """Count ``token`` as one that was chosen, for the penalties; ``sample`` has done so for its own."""
+        """Count ``token`` as one that was chosen, for penalties and grammar; ``sample`` has done so for its own."""
         token = number("token", token, 0, self._vocab.n_tokens - 1)
-        c = self._c
         with self._lock:
-            if c.n_recent < c.last_n:
-                c.recent[c.n_recent] = token
-                c.n_recent += 1
-            elif c.last_n:
-                c.recent[c.oldest] = token
-                c.oldest = (c.oldest + 1) % c.last_n
+            self._remember(token)
+            if self.guide is not None:
+                self.guide.accept(token)
+
+    def _remember(self, token: int) -> None:
+        c = self._c
+        if c.n_recent < c.last_n:
+            c.recent[c.n_recent] = token
+            c.n_recent += 1
+        elif c.last_n:
+            c.recent[c.oldest] = token
+            c.oldest = (c.oldest + 1) % c.last_n
 
     def reset(self) -> None:
         """Forget all tokens, and start the random numbers anew."""
         with self._lock:
+            if self.guide is not None:
+                self.guide.reset()
             self._c.random, self._c.n_recent, self._c.oldest = self.seed, 0, 0
 
     def close(self) -> None:
@@ -185,4 +219,7 @@ class FastSampler:
             other.seed = self.seed
             other._c.random, other._c.n_recent, other._c.oldest = self._c.random, self._c.n_recent, self._c.oldest
             ffi.memmove(other._recent, self._recent, ffi.sizeof(self._recent))
+            if self.guide is not None:
+                other.guide = self.guide.clone()
+                other._c.mask = other.guide.mask
         return other

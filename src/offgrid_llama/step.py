@@ -32,12 +32,28 @@ class Sampled:
         pieces: their bytes, as ``vocab.piece`` gives them.
         logprobs: for each token its own and the most probable ones, as FastSampler tells them; empty unless asked for.
         error: why there are no more tokens.
+        n_forced: how many of the last tokens were not sampled, as the grammar leaves no choice; they are yet to be decoded.
+        ended: whether the text is whole under its grammar, and nothing can follow.
     """
 
     tokens: list[int]
     pieces: list[bytes]
     logprobs: list[tuple[float, list[tuple[int, float]]]]
     error: Exception | None = None
+    n_forced: int = 0
+    ended: bool = False
+
+    def force(self, sampler: FastSampler, room: int) -> None:
+        """Append what the sampler's grammar says must come next, at most ``room`` tokens."""
+        guide = sampler.guide
+        if guide is None or not self.tokens:
+            return
+        must = sampler.forced()
+        forced = must[: max(room, 0)]
+        self.tokens += forced
+        self.pieces += [sampler._vocab.piece(token) for token in forced]
+        self.n_forced = len(forced)
+        self.ended = len(forced) == len(must) and guide.ended and guide.error is None
 
 
 class Step:
@@ -107,6 +123,8 @@ class Step:
             group.sampler, group.chain = sampler._c, ffi.NULL
             if sampler._n_logprobs is not None:
                 sampler._reserve(self.width)
+            if sampler.guide is not None:
+                sampler.guide.fill()
         else:
             group.sampler = group.chain = ffi.NULL
         self._samplers.append(sampler)
@@ -122,7 +140,7 @@ class Step:
 
         Args:
             n_steps: most steps to make; more than one only where every row is sampled, none is a guess, and no sampler is
-                None.
+                None or has a guide.
             seconds: after this time no further step begins.
 
         Raises as ``Context.decode`` does. What the steps before have sampled is then in ``results()``.
@@ -139,7 +157,13 @@ class Step:
                 self._context._decode(self._batch, self._native)
             finally:
                 self.n_done, self.decode_seconds = c.n_done, c.decode_ns * 1e-9
-        return self.results()
+        results = self.results()
+        for index, sampler in enumerate(self._samplers):
+            if type(sampler) is FastSampler and sampler.guide is not None:
+                for token in results[index].tokens:
+                    sampler.guide.accept(token)
+                results[index].force(sampler, self._groups[index].room - len(results[index].tokens))
+        return results
 
     def _native(self, ctx: Any, _: Any) -> int:
         code = int(lib.og_run_step(ctx, self._batch._c, self._c))
@@ -182,4 +206,6 @@ class Step:
             return sampler._failure(status)
         if status == lib.OG_THREW:
             return SamplerError(f"no token could be sampled: {text_of(lib.og_caught_what())}")
-        return SamplerError("no token was selected: the logits and the biases forbid them all")
+        if sampler is not None:
+            return sampler._nothing()
+        return SamplerError("no token was selected")

@@ -108,6 +108,10 @@ int32_t og_run_step(struct llama_context * ctx, struct llama_batch * batch, og_s
 // Whether a grammar would let `token` through; OG_THREW when it threw. Changes nothing.
 int32_t og_allows(struct llama_sampler * grammar, int32_t token);
 
+// The bytes of all tokens one after the other, with control tokens as text; where each of them ends, and its llama_token_attr.
+// Returns how many bytes there are, or the negative of that where there is no room for them, or INT32_MIN as the guard does.
+int32_t og_pieces(const struct llama_vocab * vocab, char * buffer, int32_t size, int32_t * ends, int32_t * attrs);
+
 // The first entry of an array of strings that an earlier one equals, or -1.
 int64_t og_gguf_repeated(const struct gguf_context * ctx, int64_t key_id);
 

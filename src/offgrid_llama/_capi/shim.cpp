@@ -296,6 +296,30 @@ static int32_t og_allows(struct llama_sampler * grammar, int32_t token) noexcept
     return OG_THREW;
 }
 
+static int32_t og_pieces(
+        const struct llama_vocab * vocab, char * buffer, int32_t size, int32_t * ends, int32_t * attrs) noexcept {
+    try {
+        int64_t used = 0;
+        const int32_t n_vocab = llama_vocab_n_tokens(vocab);
+        for (int32_t token = 0; token < n_vocab; token++) {
+            const int32_t begin = static_cast<int32_t>(std::min<int64_t>(used, size));
+            const int32_t length = llama_token_to_piece(vocab, token, buffer + begin, size - begin, 0, true);
+            used += length < 0 ? -static_cast<int64_t>(length) : length;
+            if (used > INT32_MAX) {
+                return INT32_MIN;
+            }
+            ends[token] = static_cast<int32_t>(used);
+            attrs[token] = llama_vocab_get_attr(vocab, token);
+        }
+        return static_cast<int32_t>(used <= size ? used : -used);
+    } catch (const std::exception & error) {
+        remember("llama_token_to_piece", error.what());
+    } catch (...) {
+        remember("llama_token_to_piece", "an exception that is no std::exception");
+    }
+    return INT32_MIN;
+}
+
 static int64_t og_gguf_repeated(const struct gguf_context * ctx, int64_t key_id) noexcept {
     try {
         const size_t n = gguf_get_arr_n(ctx, key_id);

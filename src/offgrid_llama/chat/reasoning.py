@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -10,8 +11,9 @@ from offgrid_llama.errors import ChatTemplateError
 
 if TYPE_CHECKING:
     from offgrid_llama.chat.template import ChatTemplate
+    from offgrid_llama.vocab import Vocab
 
-__all__ = ["Reasoning", "Splitter", "find_reasoning"]
+__all__ = ["Reasoning", "Splitter", "find_reasoning", "lark_around"]
 
 _THOUGHT, _ANSWER = "Zorblax thinks.", "Quimby answers."
 _KNOWN = (
@@ -68,6 +70,21 @@ def _last_mark(text: str) -> str:
     """Return the mark that a text ends with, if it does."""
     found = re.search(r"(<[^<>\s]+>|\[[A-Z_/]+\])\s*$", text)
     return found[1] if found else ""
+
+
+def lark_around(reasoning: Reasoning, vocab: Vocab, *, inside: bool) -> str:
+    """Return a grammar in llguidance's Lark: reasoning, as free as it likes, and then ``@answer``.
+
+    Without ``inside`` the prompt has not opened it, and the model may answer at once.
+    """
+    controls = vocab.control_tokens()
+    begin = f"<[{controls[reasoning.begin]}]>" if reasoning.begin in controls else json.dumps(reasoning.begin)
+    if reasoning.end in controls:
+        thought = f"thought: /(?s:.*)/ <[{controls[reasoning.end]}]>"
+    else:
+        thought = f"thought[lazy]: /(?s:.*){re.escape(reasoning.end).replace('/', chr(92) + '/')}/"
+    start = "thought GAP @answer" if inside else f"({begin} thought GAP)? @answer"
+    return f"start: {start}\n{thought}\nGAP: /[ \\n]{{0,3}}/"
 
 
 class Splitter:

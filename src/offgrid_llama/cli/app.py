@@ -13,6 +13,7 @@ import offgrid_llama
 
 from ..backend import build_info
 from . import exits, output
+from .chat import chat
 from .doctor import doctor
 from .inspect import inspect
 from .models import models, pull, remove
@@ -35,7 +36,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (run, models, pull, remove, inspect, tokenize, quantize, rpc_server, doctor):
+for command in (run, chat, models, pull, remove, inspect, tokenize, quantize, rpc_server, doctor):
     app.command(epilog=_EXITS)(command)
 
 

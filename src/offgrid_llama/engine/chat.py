@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Generator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ..chat.messages import plain_messages
 from ..chat.prompt import prompt_tokens
-from ..chat.reasoning import Reasoning, Splitter, find_reasoning
+from ..chat.reasoning import Reasoning, Splitter, find_reasoning, lark_around
+from ..chat.response_format import parse_as
 from ..chat.template import ChatTemplate
+from .budget import Budget
 from .completion import Completion, Piece, Timings, Usage
 from .request import FinishReason
 
 if TYPE_CHECKING:
     from typing_extensions import Self, Unpack
 
+    from ..grammar import Grammar
     from ..model import Model
     from .engine import Engine
     from .options import RequestOptions
@@ -40,6 +43,21 @@ class Delta:
     finish_reason: FinishReason | None = None
 
 
+@dataclass(frozen=True)
+class Prompt:
+    """A conversation as the model gets it.
+
+    Attributes:
+        tokens: its token ids.
+        inside: whether it has opened the reasoning.
+        closed: whether it has closed it, too, so that there will be none.
+    """
+
+    tokens: list[int]
+    inside: bool = False
+    closed: bool = False
+
+
 class ChatFormat:
     """A chat template, with what was found out about it: rendered once for all conversations.
 
@@ -58,18 +76,36 @@ class ChatFormat:
 
     def prompt(
         self, messages: Sequence[Mapping[str, Any]], continue_final_message: bool, variables: Mapping[str, Any]
-    ) -> tuple[list[int], bool]:
-        """Return the tokens of a prompt, and whether it has opened the reasoning."""
+    ) -> Prompt:
+        """Return the prompt that a conversation makes."""
         plain = plain_messages(messages)
         if continue_final_message:
             parts = self.template.parts_to_continue(plain, **variables)
         else:
             parts = self.template.parts(plain, **variables)
-        inside = False
-        if self.reasoning is not None:
-            tail = "".join(part.text for part in parts[-2:])
-            inside = tail.rfind(self.reasoning.begin) > tail.rfind(self.reasoning.end)
-        return prompt_tokens(self._vocab, parts), inside
+        tokens = prompt_tokens(self._vocab, parts)
+        if self.reasoning is None:
+            return Prompt(tokens)
+        tail = "".join(part.text for part in parts[-2:])
+        inside = tail.rfind(self.reasoning.begin) > tail.rfind(self.reasoning.end)
+        return Prompt(tokens, inside, not inside and tail.rstrip().endswith(self.reasoning.end))
+
+    def grammar(self, answer: Grammar, prompt: Prompt) -> Grammar:
+        """Return what the model's text must be for its answer to be as a grammar says."""
+        if self.reasoning is None or prompt.closed or (not answer.guided and not prompt.inside):
+            return answer
+        return answer.within(lark_around(self.reasoning, self._vocab, inside=prompt.inside))
+
+    def limited(self, n_tokens: int, prompt: Prompt) -> tuple[Prompt, Callable[[], Budget] | None]:
+        """Return the prompt of an answer with so many tokens of reasoning, and what makes its Budget, if it takes one."""
+        marks = self.reasoning
+        if marks is None or prompt.closed:
+            return prompt, None
+        closing = self._vocab.tokenize(f"\n{marks.end}\n\n", add_special=False, parse_special=True)
+        if prompt.inside and not n_tokens:
+            return Prompt([*prompt.tokens, *closing], closed=True), None
+        begin, end = marks.begin.encode(), marks.end.encode()
+        return prompt, lambda: Budget(n_tokens, begin, end, inside=prompt.inside, closing=closing)
 
 
 class ChatCompletion:
@@ -83,10 +119,13 @@ class ChatCompletion:
         completion: the Completion that it reads.
     """
 
-    def __init__(self, completion: Completion, reasoning: Reasoning | None, inside: bool) -> None:
+    def __init__(
+        self, completion: Completion, reasoning: Reasoning | None, inside: bool, response_format: object = None
+    ) -> None:
         self.completion = completion
         self._reasoning = reasoning
         self._inside = inside
+        self._response_format = response_format
 
     def __repr__(self) -> str:
         return f"<ChatCompletion {self.content!r}>"
@@ -115,6 +154,19 @@ class ChatCompletion:
     def reasoning(self) -> str:
         """What was thought before it, as far as it is."""
         return str(self.message().get("reasoning_content", ""))
+
+    def parsed(self, index: int = 0) -> Any:
+        """Wait for the end, and return an answer as what ``response_format`` says: of its type, or as JSON.
+
+        Raises ValueError where the answer is not whole, as ``max_tokens`` were reached or it was cancelled.
+        """
+        self.result()
+        answer = self.completion.answers[index]
+        if answer.finish_reason is not FinishReason.STOP:
+            raise ValueError(
+                f"the answer is not whole: it has ended as {answer.finish_reason and answer.finish_reason.value}"
+            )
+        return parse_as(self._response_format, str(self.message(index)["content"]))
 
     @property
     def finish_reason(self) -> FinishReason | None:

@@ -13,12 +13,15 @@ from typing import TYPE_CHECKING, Any
 from .._check import number
 from .._handle import refuse_after_fork
 from ..chat import ChatTemplate
+from ..chat.response_format import grammar_of
 from ..errors import ContextLengthError
 from ..fast_sampling import FastSampler, covers
 from ..grammar import Grammar
+from ..guide import prepare
 from ..model import Model
 from ..sampling_params import SamplingParams
 from ..text import TextStream
+from .budget import Budget
 from .chat import ChatCompletion, ChatFormat
 from .completion import Answer, Completion, Events, Piece
 from .drafter import check_draft
@@ -126,6 +129,7 @@ class Engine:
             shelf_bytes=cache_bytes, disk_bytes=0 if cache_dir is None else cache_dir_bytes, n_cells=runner.n_cells,
         )  # fmt: skip
         self._loop.start()
+        prepare(self.model.vocab)
         self._finalizer = weakref.finalize(self, _finalize, self._loop, self._own)
 
     def submit(
@@ -150,6 +154,7 @@ class Engine:
         logits_processors: Sequence[LogitsProcessor] = (),
         parse_special: bool = False,
         unparse_special: bool | Collection[int] = False,
+        _budget: Callable[[], Budget] | None = None,
     ) -> Completion:
         """Queue a prompt to be completed, and return its Completion at once. From any thread.
 
@@ -218,8 +223,14 @@ class Engine:
                 request = Request(tokens, max_tokens, number("priority", priority, -(2**31)), samplers[-1])
                 request.n_keep = n_keep
                 request.processors = processors
-                request.guesser = Lookup(tokens) if lookup and not processors else None
-                if self._drafting is not None and draft and not processors:
+                sampler = samplers[-1]
+                request.guided = isinstance(sampler, FastSampler) and sampler.guide is not None
+                if isinstance(sampler, FastSampler) and n_keep is not None:
+                    sampler.forces = False
+                request.budget = None if _budget is None else _budget()
+                guesses = not processors and not request.guided and request.budget is None
+                request.guesser = Lookup(tokens) if lookup and guesses else None
+                if self._drafting is not None and draft and guesses:
                     request.acceptance = Acceptance(self._drafting.chance)
                 request.answer = Answer(index, samplers[-1].seed, request, TextStream(stops), events, shown)
                 events.answers.append(request.answer)
@@ -265,7 +276,9 @@ class Engine:
         template: ChatTemplate | str | None = None,
         variables: Mapping[str, Any] | None = None,
         continue_final_message: bool = False,
+        response_format: object = None,
         split_reasoning: bool = True,
+        reasoning_budget: int | None = None,
         **options: Unpack[RequestOptions],
     ) -> ChatCompletion:
         """Submit a conversation, and return the answer to come at once, as ``submit`` does.
@@ -278,19 +291,30 @@ class Engine:
             template: a ChatTemplate, or the name of one of those that the model has; None is its usual one.
             variables: what the template may use besides, such as ``{"enable_thinking": False}``.
             continue_final_message: go on with the last message, the assistant's, where it ends.
+            response_format: what the answer must be: a type, such as a Pydantic model or a dataclass, of which ``parsed()``
+                then is; a Grammar; or a dict of OpenAI's, such as ``{"type": "json_object"}``. Reasoning before it is free.
             split_reasoning: tell apart what the model thinks and what it answers, where the template marks that.
+            reasoning_budget: most tokens to think, after which it is made to answer; 0 is none; None is no limit.
             options: what ``submit`` takes.
 
-        Raises ChatTemplateError where there is no template, or it refuses the messages; ValueError and TypeError for
-        messages that are none; and as ``submit`` does.
+        Raises ChatTemplateError where there is no template, or it refuses the messages; GrammarError for a response format
+        that cannot be used; ValueError and TypeError for messages that are none; and as ``submit`` does.
         """
         self._loop.check_open()
         chat_format = self._format(template)
-        tokens, inside = chat_format.prompt(messages, continue_final_message, variables or {})
-        reasoning = chat_format.reasoning if split_reasoning else None
+        prompt = chat_format.prompt(messages, continue_final_message, variables or {})
+        budget = None
+        if reasoning_budget is not None:
+            prompt, budget = chat_format.limited(number("reasoning_budget", reasoning_budget, 0), prompt)
+        grammar = grammar_of(response_format)
+        if grammar is not None:
+            if options.get("grammar") is not None:
+                raise ValueError("response_format and grammar say both what the answer must be; leave one of them out")
+            options["grammar"] = chat_format.grammar(grammar, prompt)
         options.setdefault("unparse_special", chat_format.shown)
-        completion = self.submit(tokens, **options)
-        return ChatCompletion(completion, reasoning, inside)
+        completion = self.submit(prompt.tokens, _budget=budget, **options)
+        reasoning = chat_format.reasoning if split_reasoning else None
+        return ChatCompletion(completion, reasoning, prompt.inside, response_format)
 
     def stats(self) -> EngineStats:
         """Return what the engine has done and is doing. From any thread."""

@@ -319,7 +319,8 @@ class Loop:
         """Turn what was sampled into text, and give it out."""
         now = perf_counter()
         tokens_of = {request: each.tokens for request, each in sampled.items()}
-        for request, tokens in self._scheduler.apply(tokens_of, drafted):
+        forced = {request: each.n_forced for request, each in sampled.items() if each.n_forced}
+        for request, tokens in self._scheduler.apply(tokens_of, drafted, forced):
             answer, each = request.answer, sampled[request]
             if answer.first_token is None:
                 answer.first_token = now
@@ -336,6 +337,9 @@ class Loop:
                 del request.tokens[len(request.tokens) - len(tokens) + n :]
                 self._scheduler.finish(request, FinishReason.STOP)
                 request.finish_reason = FinishReason.STOP  # also where max_tokens were reached with it
+            elif each.ended:
+                self._scheduler.finish(request, FinishReason.STOP)
+                request.finish_reason = FinishReason.STOP
             self._generated_tokens += n
             if each.logprobs:
                 answer.logprobs += each.logprobs[:n]

@@ -5,7 +5,8 @@ from __future__ import annotations
 __all__ = ["Pace"]
 
 SLOWDOWN = 2.5
-"""A step with prompts may take so many times as long as one without, in which the same number of requests generate."""
+"""A step with prompts may take so many times as long as one without, in which the same number of requests generate; longer
+where more wait for their prompts than generate, as all of them wait."""
 
 FIRST = 16
 """Tokens of prompts in a step, as long as nothing is known of what they cost."""
@@ -35,18 +36,23 @@ class Pace:
             self._since[n_generating] = 0
             return
         self._since[n_generating] = self._since.get(n_generating, 0) + 1
-        if n_generating and alone is None:
+        if n_generating and not self._alone:
             return
-        token = max(seconds - (alone or 0.0), 0.05 * seconds) / n_prompt
+        plain = self._plain(n_generating) if n_generating else 0.0
+        token = max(seconds - plain, 0.05 * seconds) / n_prompt
         self._token = token if self._token is None else 0.7 * self._token + 0.3 * token
 
-    def prompt_budget(self, n_generating: int) -> int:
-        """Return how many tokens of prompts the next step may have; 0 where a step without is to be measured first."""
+    def prompt_budget(self, n_generating: int, n_prompts: int) -> int:
+        """Return how many tokens of so many prompts the next step may have; 0 where one without is to be measured first."""
         if not n_generating:
             return self._n_batch
-        alone = self._alone.get(n_generating)
-        if alone is None or self._since[n_generating] >= AGAIN:
+        if not self._alone or self._since.get(n_generating, 0) >= AGAIN:
             return 0
         if self._token is None:
             return FIRST
-        return max(1, int((SLOWDOWN - 1) * alone / self._token))
+        slowdown = (SLOWDOWN - 1) * max(1.0, n_prompts / n_generating)
+        return max(1, int(slowdown * self._plain(n_generating) / self._token))
+
+    def _plain(self, n_generating: int) -> float:
+        """Return how long a step without prompts takes in which so many generate, or as many as were seen."""
+        return self._alone[min(self._alone, key=lambda n: abs(n - n_generating))]

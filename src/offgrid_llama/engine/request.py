@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
 
+from .budget import Budget
 from .guessing import Acceptance, Lookup
 
 __all__ = ["FinishReason", "Request"]
@@ -37,6 +38,8 @@ class Request:
         sampler: how its tokens are chosen; only the runner looks at it.
         processors: what is done to its logits before; only the runner looks at them.
         guesser: guesses its next tokens by what was said before; None where nothing is guessed so.
+        budget: how long it may think; None is as long as it likes.
+        guided: whether a grammar chooses with the sampler, token by token.
         acceptance: how often a draft model is right; None where it is not asked.
         answer: who gets the text; only the engine looks at it.
         tokens: token ids generated so far, without the one that ends the text.
@@ -52,6 +55,8 @@ class Request:
     sampler: Any = None
     processors: Sequence[Any] = ()
     guesser: Lookup | None = None
+    budget: Budget | None = None
+    guided: bool = False
     acceptance: Acceptance | None = None
     n_keep: int | None = None
     answer: Any = None

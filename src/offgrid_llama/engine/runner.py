@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from ..state import State
     from .completion import Answer
     from .request import Request
-    from .scheduler import Plan
+    from .scheduler import Plan, Rows
 
 __all__ = ["Runner", "StepView"]
 
@@ -142,7 +142,7 @@ class Runner:
         drafts = self._draft(plan)
         step.clear()
         self._requests = []
-        processed: dict[Request, int] = {}
+        processed: dict[Request, tuple[int, int]] = {}  # with their rows, and their room
         for rows in plan.rows:
             request, n_guessed = rows.request, rows.n_guessed
             step.add(rows.tokens, rows.pos, rows.seq)
@@ -155,9 +155,9 @@ class Runner:
                 row = step.sample(None if by_hand else request.sampler, n_guessed=n_guessed, room=rows.room)
                 self._requests.append(request)
                 if by_hand:
-                    processed[request] = row
+                    processed[request] = row, rows.room
         alike = plan.n_generating == len(plan.rows) and not plan.n_guessed and not drafts
-        if alike and self._gil_seconds > CONTENDED:
+        if alike and self._gil_seconds > CONTENDED and not any(_is_watched(request) for request in self._requests):
             n_steps = step.width
         elif not plan.steady:
             n_steps = 1
@@ -169,7 +169,24 @@ class Runner:
         found = dict(zip(self._requests, sampled, strict=True))
         if processed:
             found.update(self._process(processed))
+        for rows in plan.rows:
+            if rows.request.budget is not None and rows.sample:
+                self._watch(rows, found[rows.request])
         return found
+
+    def _watch(self, rows: Rows, sampled: Sampled) -> None:
+        """End the reasoning of a request whose budget is spent."""
+        request, tokens = rows.request, sampled.tokens
+        shown = request.answer.shown or {}
+        for token, piece in zip(tokens, sampled.pieces, strict=True):
+            if request.budget is not None and request.budget.push(piece or shown.get(token, b"")):
+                closing = request.budget.closing[: max(rows.room - len(tokens), 0)]
+                for each in closing:
+                    request.sampler.accept(each)
+                tokens += closing
+                sampled.pieces += [self.context.model.vocab.piece(each) for each in closing]
+                sampled.n_forced += len(closing)
+                return
 
     def _make_drafter(self, draft: Model, options: dict[str, Any]) -> Drafter:
         context = self.context
@@ -232,21 +249,21 @@ class Runner:
             return None
         return state.n_bytes
 
-    def _process(self, rows: dict[Request, int]) -> dict[Request, Sampled]:
+    def _process(self, rows: dict[Request, tuple[int, int]]) -> dict[Request, Sampled]:
         """Sample from logits that Python has a say in; what is raised there is of one request."""
         import numpy as np
 
         logits = np.empty((len(rows), self.context.model.vocab.n_tokens), np.float32)
-        for i, row in enumerate(rows.values()):
+        for i, (row, _) in enumerate(rows.values()):
             logits[i] = self.context.logits(row)
         if self._hook is not None:
             try:
                 self._hook(StepView([request.answer for request in rows], logits))
             except Exception:  # it is of no request
                 _logger.exception("%r: on_step", self.context)
-        return {request: self._choose(request, logits[i]) for i, request in enumerate(rows)}
+        return {request: self._choose(request, room, logits[i]) for i, (request, (_, room)) in enumerate(rows.items())}
 
-    def _choose(self, request: Request, logits: npt.NDArray[np.float32]) -> Sampled:
+    def _choose(self, request: Request, room: int, logits: npt.NDArray[np.float32]) -> Sampled:
         sampler = request.sampler
         try:
             for processor in request.processors:
@@ -258,7 +275,10 @@ class Runner:
             return Sampled([], [], [], error)
         told = isinstance(sampler, FastSampler) and sampler.logprob is not None
         logprobs = [(sampler.logprob, sampler.top_logprobs)] if told else []
-        return Sampled([token], [self.context.model.vocab.piece(token)], logprobs)
+        sampled = Sampled([token], [self.context.model.vocab.piece(token)], logprobs)
+        if isinstance(sampler, FastSampler):
+            sampled.force(sampler, room - 1)
+        return sampled
 
     def sampled(self) -> dict[Request, Sampled]:
         """Return what the steps before one that failed have sampled; nothing where there were none."""
@@ -290,3 +310,8 @@ class Runner:
         if self._drafter is not None:
             self._drafter.close()
         self.context.close()
+
+
+def _is_watched(request: Request) -> bool:
+    """Return whether each token of a request has to be seen before the next step."""
+    return request.guided or request.budget is not None

@@ -19,6 +19,8 @@ from .slots import Slots, Taken, Wait
 __all__ = ["Plan", "Rows", "Scheduler"]
 
 AHEAD = 16
+MOST_FORCED = 32
+"""Most tokens that a request which generates may compute at once; with more it is treated as a prompt."""
 """How many requests may be passed by, each of which waits for a prefix that another one is computing."""
 
 
@@ -48,8 +50,8 @@ class Plan(NamedTuple):
 
     Attributes:
         admitted: the requests that have a slot now, and had none before.
-        n_generating: how many of the rows are of requests that generate: one token each, and guesses.
-        n_guessed: how many guesses there are.
+        n_generating: how many of the rows are of requests that generate: one token each, guesses, and what must follow.
+        n_guessed: how many guesses there are, and tokens of those that generate which need not be sampled.
         n_prompt: how many tokens of prompts there are.
         n_draft: how many tokens are to be guessed for each of the rows that say so.
         steady: whether the next steps will be like this one: all generate, and nobody has anything to guess from.
@@ -93,7 +95,8 @@ class Scheduler:
         costs: what rows cost, for guesses.
         drafting: how much a draft model is to guess; None where there is none.
         n_guessed: most tokens that are guessed in a step.
-        prompt_budget: most tokens of prompts in a step in which so many requests generate; not 0 where none does.
+        prompt_budget: most tokens of prompts in a step in which so many requests generate, and so many have a prompt to
+            compute; not 0 where none generates.
     """
 
     def __init__(
@@ -103,7 +106,7 @@ class Scheduler:
         n_batch: int,
         n_ctx_seq: int,
         eog: Collection[int],
-        prompt_budget: Callable[[int], int] | None = None,
+        prompt_budget: Callable[[int, int], int] | None = None,
         costs: Costs | None = None,
         drafting: Drafting | None = None,
         n_guessed: int = 0,
@@ -112,7 +115,7 @@ class Scheduler:
         self._n_batch = n_batch
         self._n_ctx_seq = n_ctx_seq
         self._eog = frozenset(eog)
-        self._prompt_budget = prompt_budget or (lambda n_generating: n_batch)
+        self._prompt_budget = prompt_budget or (lambda n_generating, n_prompts: n_batch)
         self._costs = costs or Costs()
         self._drafting = drafting
         self._n_guessed = n_guessed
@@ -169,38 +172,46 @@ class Scheduler:
         prompts: list[_Run] = []
         slots, n_ctx_seq = self._slots, self._n_ctx_seq
         some = {self._suspects[0]: self._running[self._suspects[0]]} if self._suspects else self._running
+        n_more = 0  # tokens that those who generate compute besides one each
         for request, run in some.items():
-            if run.generated and len(run.todo) == 1:
+            n = len(run.todo)
+            if run.generated and (n == 1 or (n <= MOST_FORCED + 1 and len(some) + n_more + n <= self._n_batch)):
                 pos = slots.n_computed(run.seq)
                 if pos == n_ctx_seq:
                     pos = self._shift(run, operations)
-                room = min(request.max_tokens - len(request.tokens), n_ctx_seq - pos)
+                room = min(request.max_tokens - len(request.tokens), n_ctx_seq - pos - n + 1)
                 rows.append(Rows(request, run.seq, run.todo, pos, True, room))
+                n_more += n - 1
             else:
                 prompts.append(run)
         n_generating = len(rows)
         n_guessed = n_prompt = n_draft = 0
         if not prompts and not self._suspects and self._n_guessed:
-            n_guessed = self._guess(rows)
-            n_draft = self._draft(rows, n_guessed) if self._drafting is not None else 0
+            n_guessed = self._guess(rows, n_more)
+            n_draft = self._draft(rows, n_guessed, n_more) if self._drafting is not None else 0
         if prompts:
-            rows += self._share(prompts, min(self._n_batch - n_generating, self._prompt_budget(n_generating)))
-            n_prompt = sum(len(row.tokens) for row in rows) - n_generating
+            budget = self._prompt_budget(n_generating, len(prompts))
+            rows += self._share(prompts, min(self._n_batch - n_generating - n_more, budget))
+            n_prompt = sum(len(row.tokens) for row in rows) - n_generating - n_more
             # llama.cpp computes sequences together where their ids follow each other.
             rows.sort(key=lambda row: row.seq)
         if not rows:
             self._operations = operations
             return None
-        steady = not prompts and not self._suspects and all(self._is_steady(row.request) for row in rows)
-        self._plan = Plan(operations, rows, admitted, n_generating, n_guessed, n_prompt, n_draft, steady)
+        steady = not prompts and not n_more and not self._suspects and all(self._is_steady(row.request) for row in rows)
+        self._plan = Plan(operations, rows, admitted, n_generating, n_guessed + n_more, n_prompt, n_draft, steady)
         return self._plan
 
     def apply(
-        self, sampled: Mapping[Request, Sequence[int]], drafted: Mapping[Request, int] | None = None
+        self,
+        sampled: Mapping[Request, Sequence[int]],
+        drafted: Mapping[Request, int] | None = None,
+        forced: Mapping[Request, int] | None = None,
     ) -> list[tuple[Request, Sequence[int]]]:
         """Take what the step of the last plan has given: the tokens of each request that was to be sampled.
 
-        ``drafted`` is how many tokens the draft model has guessed for each.
+        ``drafted`` is how many tokens the draft model has guessed for each; ``forced`` how many of the last ones were not
+        sampled but must follow, of those that have such.
 
         Returns the requests with their new tokens, without those that end a text. A request without any has failed.
         """
@@ -217,7 +228,8 @@ class Scheduler:
                 continue
             tokens = sampled.get(request, ())
             n = len(tokens)
-            slots.advance(seq, len(computed) - n_guessed + max(n - 1, 0))
+            n_forced = forced.get(request, 0) if forced else 0
+            slots.advance(seq, len(computed) - n_guessed + max(n - n_forced - 1, 0))
             if not n:
                 self.finish(request, FinishReason.ERROR)
                 continue
@@ -236,7 +248,7 @@ class Scheduler:
             run.generated += tokens
             if request.finish_reason is not None:
                 continue
-            run.todo = [last]
+            run.todo = [*tokens[n - n_forced - 1 : n - 1], last]
             if tokens:
                 request.tokens += tokens
                 new.append((request, tokens))
@@ -252,15 +264,20 @@ class Scheduler:
 
     @staticmethod
     def _is_steady(request: Request) -> bool:
+        if request.guided or request.budget is not None:
+            return False
         return request.acceptance is None and (request.guesser is None or not request.guesser.follows)
 
-    def _guess(self, rows: list[Rows]) -> int:
-        """Add to the rows of requests that generate what follows them, as far as it pays; return how many tokens."""
+    def _guess(self, rows: list[Rows], n_more: int) -> int:
+        """Add to the rows of requests that generate what follows them, as far as it pays; return how many tokens.
+
+        ``n_more`` is how many tokens the rows have besides one each.
+        """
         total = 0
         for i, row in enumerate(rows):
             guesser = row.request.guesser
             if guesser is not None:
-                room = min(self._n_guessed - total, self._n_batch - len(rows) - total, row.room - 1)
+                room = min(self._n_guessed - total, self._n_batch - len(rows) - n_more - total, row.room - 1)
                 if guessed := guesser.guess(self._costs, len(rows), total, room):
                     total += len(guessed)
                     rows[i] = row._replace(tokens=[*row.tokens, *guessed], n_guessed=len(guessed))
@@ -276,10 +293,10 @@ class Scheduler:
         run.prompt, run.generated = (), text[:begin] + text[end:]
         return self._slots.n_computed(run.seq)
 
-    def _draft(self, rows: list[Rows], n_guessed: int) -> int:
+    def _draft(self, rows: list[Rows], n_guessed: int, n_more: int) -> int:
         """Say of which rows the draft model is to guess what follows, as far as it pays; return how many tokens each."""
         some = [i for i, row in enumerate(rows) if row.request.acceptance and not row.n_guessed and row.room > 1]
-        room = min(self._n_guessed, self._n_batch - len(rows)) - n_guessed
+        room = min(self._n_guessed, self._n_batch - len(rows) - n_more) - n_guessed
         chances = [acceptance for i in some if (acceptance := rows[i].request.acceptance)]
         n = self._drafting.length(chances, self._costs, len(rows), room) if self._drafting is not None else 0
         if n:

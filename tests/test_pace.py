@@ -1,0 +1,59 @@
+"""Pace: how much of the prompts a step may have."""
+
+from __future__ import annotations
+
+import pytest
+
+from offgrid_llama.engine.pace import AGAIN, FIRST, SLOWDOWN, Pace
+
+
+def learned(token: float = 0.001, **alone: float) -> Pace:
+    """Return a Pace that knows what steps take: ``_3=0.01`` is 10 ms for three that generate."""
+    pace = Pace(512)
+    for name, seconds in alone.items():
+        pace.observe(int(name[1:]), 0, seconds)
+        for _ in range(30):
+            pace.observe(int(name[1:]), 100, seconds + 100 * token)
+        pace.observe(int(name[1:]), 0, seconds)
+    return pace
+
+
+def test_nothing_to_hold_up() -> None:
+    """Where none generates a step is as full as it can be."""
+    assert Pace(512).prompt_budget(0, 3) == 512
+
+
+def test_what_is_not_known_is_measured() -> None:
+    """First a step without prompts, then a few tokens, then what they have shown; and now and then again."""
+    pace = Pace(512)
+    assert pace.prompt_budget(2, 1) == 0
+    pace.observe(2, 0, 0.01)
+    assert pace.prompt_budget(2, 1) == FIRST
+    pace.observe(2, FIRST, 0.01 + FIRST * 0.0005)
+    assert pace.prompt_budget(2, 1) == pytest.approx((SLOWDOWN - 1) * 0.01 / 0.0005, abs=1)
+    for _ in range(AGAIN):
+        pace.observe(2, 20, 0.02)
+    assert pace.prompt_budget(2, 1) == 0
+    pace.observe(2, 0, 0.01)
+    assert pace.prompt_budget(2, 1) > 0
+
+
+def test_steps_stay_under_the_slowdown() -> None:
+    """With as many prompts as generate, or fewer, a step takes so many times as long as one without."""
+    pace = learned(_4=0.01)
+    for n_prompts in (1, 2, 4):
+        seconds = 0.01 + 0.001 * pace.prompt_budget(4, n_prompts)
+        assert SLOWDOWN - 0.2 <= seconds / 0.01 <= SLOWDOWN
+
+
+def test_where_more_wait_than_generate() -> None:
+    """Each that waits counts as much as one that generates: seven wait no longer for the sake of one."""
+    pace = learned(_1=0.01)
+    assert pace.prompt_budget(1, 7) == pytest.approx(7 * pace.prompt_budget(1, 1), rel=0.1)
+
+
+def test_numbers_that_were_not_seen() -> None:
+    """They go by the nearest that was."""
+    pace = learned(_1=0.01, _8=0.02)
+    assert pace.prompt_budget(2, 1) == pace.prompt_budget(1, 1)
+    assert pace.prompt_budget(7, 1) == pace.prompt_budget(8, 1)
