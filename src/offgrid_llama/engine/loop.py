@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from queue import SimpleQueue
-from time import perf_counter
+from time import perf_counter, sleep
 from typing import TYPE_CHECKING, Protocol
 
 from ..errors import Aborted, ClosedError, DecodeError, NativeError, QueueFullError, StateError
@@ -28,6 +28,12 @@ if TYPE_CHECKING:
 __all__ = ["EngineStats", "Loop"]
 
 _logger = logging.getLogger("offgrid_llama.engine")
+
+ALONE = 0.0005
+"""Seconds that an engine that was idle waits, after a request has come, for others that come with it."""
+
+TOGETHER = 0.02
+"""Most seconds that it waits where more and more come."""
 
 UNSEEN = 8
 """Steps that are made in one call while nobody reads along; whatever comes in ends it with the step that is under way."""
@@ -231,6 +237,7 @@ class Loop:
                     if self._inbox.empty():
                         self._runner.rest()
                     self._receive(*self._inbox.get())
+                    self._gather()
         except BaseException as error:
             if not isinstance(error, ClosedError):
                 _logger.exception("%s has failed", self.name)
@@ -238,6 +245,16 @@ class Loop:
             with self._lock:
                 self._closed = f"has failed: {error}"
         self._stop()
+
+    def _gather(self) -> None:
+        """Wait for those who come together with the first, so that they share their steps from the beginning."""
+        until = perf_counter() + TOGETHER
+        while True:
+            sleep(ALONE)
+            if self._inbox.empty() or perf_counter() > until:
+                return
+            while not self._inbox.empty():
+                self._receive(*self._inbox.get())
 
     def _turn(self) -> bool:
         """Take what has come in, and make one step. Returns False where there is nothing to do."""

@@ -40,7 +40,7 @@ class Pace:
             return
         plain = self._plain(n_generating) if n_generating else 0.0
         token = max(seconds - plain, 0.05 * seconds) / n_prompt
-        self._token = token if self._token is None else 0.7 * self._token + 0.3 * token
+        self._token = token if self._token is None else 0.5 * self._token + 0.5 * token
 
     def prompt_budget(self, n_generating: int, n_prompts: int) -> int:
         """Return how many tokens of so many prompts the next step may have; 0 where one without is to be measured first."""
