@@ -129,7 +129,7 @@ def prompt(file: str, _: int) -> dict[str, float]:
     """Return how long a conversation of 100 messages takes to become tokens, and what the next turn shares with it."""
     import offgrid_llama as og
     from offgrid_llama.chat import ChatTemplate
-    from offgrid_llama.engine.chat import ChatFormat
+    from offgrid_llama.engine.chat_format import ChatFormat
 
     model = og.Model(file)
     try:

@@ -16,6 +16,7 @@ from offgrid_llama.chat.messages import plain_messages
 from offgrid_llama.chat.prompt import prompt_tokens
 from offgrid_llama.engine import Chat, FinishReason
 from offgrid_llama.engine.budget import Budget
+from offgrid_llama.engine.chat_format import ToolUse
 
 GREEDY: dict[str, Any] = {"temperature": 0, "max_tokens": 24}
 ASKED = [{"role": "user", "content": "What is the capital of France?"}]
@@ -240,7 +241,9 @@ def test_a_shape_after_the_reasoning(engine: og.Engine, smollm2: og.Model, opene
     assert isinstance(reply.parsed(), City)
     chat_format = engine._format(template)
     prompt = chat_format.prompt(ASKED, False, options["variables"])
-    guide = chat_format.grammar(og.Grammar.choices(["yes"]), prompt).guide(smollm2.vocab)
+    grammar = chat_format.grammar(og.Grammar.choices(["yes"]), prompt, ToolUse())
+    assert grammar is not None
+    guide = grammar.guide(smollm2.vocab)
     thought = "Hm, <think or not?\n</think>\n\nyes"
     for token in smollm2.vocab.tokenize(thought if opened else f"<think>\n{thought}", add_special=False):
         guide.accept(token)

@@ -295,6 +295,30 @@ def test_forced_tokens_are_the_models_own(gemma: og.Model, smollm2: og.Model) ->
         )
 
 
+@pytest.mark.parametrize("name", ["llama-bpe", "llama-spm", "phi-3", "qwen2", "deepseek-llm", "command-r", "gpt-2"])
+def test_forced_tokens_are_the_text(name: str, llama_cpp_dir: Path) -> None:
+    """Whatever a text that must come begins with, and whatever tokens that makes of what is before it: nothing is lost."""
+    with og.Model(llama_cpp_dir / "models" / f"ggml-vocab-{name}.gguf", vocab_only=True) as model:
+        cut = guides._Tokenizer(model.vocab)
+        pieces = model.vocab.pieces()
+        for text in (
+            "\n",
+            "\n\n",
+            "\n\n\nfunction",
+            "\n \n",
+            " ",
+            "  a",
+            "a",
+            "aa",
+            ">\n\nfunction",
+            "\t\n\n",
+            "é\n",
+            "🦙",
+            "\x02",
+        ):
+            assert b"".join(pieces[token] for token in cut(text.encode())).decode() == text
+
+
 def test_without_llguidance(tiny: og.Model, monkeypatch: pytest.MonkeyPatch) -> None:
     """The error says what to install; GBNF needs none."""
     monkeypatch.setitem(__import__("sys").modules, "llguidance", None)

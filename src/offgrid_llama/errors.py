@@ -27,6 +27,7 @@ else is one of these, and ``except OffgridLlamaError`` catches them all::
     ├── GrammarError             a grammar does not parse, is over its limits, or refused a token
     ├── SamplerError             a sampler could not be made or gave no token
     ├── ChatTemplateError        a chat template is missing, broken or over its limits
+    ├── ToolError                a call of a tool has no function, or a conversation no way to make one
     └── StoreError               a model name could not be turned into a file
         ├── UnknownModelError    neither a known name nor a file
         ├── DownloadError        the transfer failed; what was fetched so far does no harm
@@ -63,6 +64,7 @@ __all__ = [
     "StateError",
     "StoreError",
     "TokenizeError",
+    "ToolError",
     "UnknownModelError",
 ]
 
@@ -204,6 +206,10 @@ class SamplerError(OffgridLlamaError):
 
 class ChatTemplateError(OffgridLlamaError):
     """The chat template is missing, does not render, or went over its limits."""
+
+
+class ToolError(OffgridLlamaError):
+    """A call of a tool has no function that could be called, or there is nothing to call it with."""
 
 
 class StoreError(OffgridLlamaError):

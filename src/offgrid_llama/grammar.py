@@ -1,7 +1,9 @@
 """Grammar: text that can only be what a grammar allows.
 
 JSON Schema, regular expressions, Lark and choices go through llguidance, which costs some 50 us a token; GBNF through
-llama.cpp's own sampler (``llama_sampler_init_grammar``).
+llama.cpp's own sampler (``llama_sampler_init_grammar``). llguidance cuts a text into words first, the longest that fits;
+GBNF knows no words, so that one with a word for each character would be the same grammar, and that is more than the 50,000
+items that llguidance allows, as soon as it is one of JSON.
 """
 
 from __future__ import annotations
@@ -141,12 +143,15 @@ class Grammar:
             raise GrammarError("GBNF has no guide; use Grammar.sampler")
         return guide_of(self._source, vocab)
 
-    def within(self, lark: str) -> Grammar:
-        """Return a grammar in llguidance's Lark, in which ``@answer`` is this one; GrammarError for GBNF."""
+    def within(self, lark: str, also: Iterable[Mapping[str, object]] = ()) -> Grammar:
+        """Return a grammar in llguidance's Lark, in which ``@answer`` is this one; GrammarError for GBNF.
+
+        ``also`` are other grammars that it names, as llguidance takes them.
+        """
         if self._source is None:
             raise GrammarError("GBNF cannot be part of another grammar")
         first, *others = json.loads(self._source)["grammars"]
-        source = {"grammars": [{"lark_grammar": lark}, {**first, "name": "answer"}, *others]}
+        source = {"grammars": [{"lark_grammar": lark}, {**first, "name": "answer"}, *others, *also]}
         return Grammar(self.text, kind=self.kind, source=json.dumps(source))
 
     def sampler(self, vocab: Vocab) -> Sampler:

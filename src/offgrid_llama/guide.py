@@ -45,16 +45,19 @@ class _Tokenizer:
         self.bos_token_id = vocab.bos
         self._vocab = weakref.ref(vocab)  # the table is kept by the handle that the vocabulary has
         # Some put a space before each text; what stands before it keeps that away.
-        before = vocab.tokenize("\n", add_special=False)
-        self._before = before if vocab.tokenize("\na", add_special=False)[: len(before)] == before else []
+        self._before = [(text, vocab.tokenize(text, add_special=False)) for text in (b"", b"\n", b"a", b"\n\x02")]
 
     def __call__(self, text: bytes) -> list[int]:
         vocab = self._vocab()
         if vocab is None:
             raise ClosedError("the model of this grammar's tokens is gone")
-        if not self._before:
-            return vocab.tokenize(text, add_special=False)
-        return vocab.tokenize(b"\n" + text, add_special=False)[len(self._before) :]
+        for before, tokens in self._before:
+            found = vocab.tokenize(before + text, add_special=False)
+            rest = found[len(tokens) :]
+            if found[: len(tokens)] == tokens and b"".join(self.tokens[token] for token in rest) == text:
+                return rest
+        # No tokens are these bytes with anything before them: the halves may be some.
+        return [] if len(text) < 2 else [*self(text[: len(text) // 2]), *self(text[len(text) // 2 :])]
 
 
 class _Compiler:

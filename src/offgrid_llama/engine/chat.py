@@ -2,28 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Generator, Iterator, Mapping, Sequence
+import json
+import secrets
+from collections.abc import AsyncIterator, Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ..chat.messages import plain_messages
-from ..chat.prompt import prompt_tokens
-from ..chat.reasoning import Reasoning, Splitter, find_reasoning, lark_around
+from ..chat.message_reader import MessageReader
 from ..chat.response_format import parse_as
-from ..chat.template import ChatTemplate
-from .budget import Budget
+from ..chat.tool import Tool, ToolCall, read_tools
+from ..chat.tool_reader import CallDelta, ToolReader
 from .completion import Completion, Piece, Timings, Usage
 from .request import FinishReason
 
 if TYPE_CHECKING:
-    from typing_extensions import Self, Unpack
+    from typing_extensions import Self
 
-    from ..grammar import Grammar
-    from ..model import Model
+    from ..chat.reasoning import Reasoning
+    from .chat_format import ChatFormat
     from .engine import Engine
-    from .options import RequestOptions
 
-__all__ = ["Chat", "ChatCompletion", "ChatFormat", "Delta"]
+__all__ = ["Chat", "ChatCompletion", "Delta"]
+
+_DIGITS = "0123456789abcdefghijklmnopqrstuvwxyz"
 
 
 @dataclass(slots=True)
@@ -33,79 +34,16 @@ class Delta:
     Attributes:
         content: of the answer.
         reasoning: of what was thought before it.
+        tool_calls: of calls of tools: the first of a call has its id and name, all more of its arguments.
         index: which of the ``n`` messages it is of.
         finish_reason: why the message ends with this delta; None before.
     """
 
     content: str = ""
     reasoning: str = ""
+    tool_calls: Sequence[CallDelta] = ()
     index: int = 0
     finish_reason: FinishReason | None = None
-
-
-@dataclass(frozen=True)
-class Prompt:
-    """A conversation as the model gets it.
-
-    Attributes:
-        tokens: its token ids.
-        inside: whether it has opened the reasoning.
-        closed: whether it has closed it, too, so that there will be none.
-    """
-
-    tokens: list[int]
-    inside: bool = False
-    closed: bool = False
-
-
-class ChatFormat:
-    """A chat template, with what was found out about it: rendered once for all conversations.
-
-    Args:
-        template: the ChatTemplate.
-        model: whose prompts it makes.
-    """
-
-    def __init__(self, template: ChatTemplate, model: Model) -> None:
-        self.template = template
-        self.reasoning = find_reasoning(template)
-        self._vocab = model.vocab
-        marks = "" if self.reasoning is None else self.reasoning.begin + self.reasoning.end
-        self.shown = frozenset(token for text, token in self._vocab.control_tokens().items() if text in marks)
-        """Control tokens that are to be seen in the text."""
-
-    def prompt(
-        self, messages: Sequence[Mapping[str, Any]], continue_final_message: bool, variables: Mapping[str, Any]
-    ) -> Prompt:
-        """Return the prompt that a conversation makes."""
-        plain = plain_messages(messages)
-        if continue_final_message:
-            parts = self.template.parts_to_continue(plain, **variables)
-        else:
-            parts = self.template.parts(plain, **variables)
-        tokens = prompt_tokens(self._vocab, parts)
-        if self.reasoning is None:
-            return Prompt(tokens)
-        tail = "".join(part.text for part in parts[-2:])
-        inside = tail.rfind(self.reasoning.begin) > tail.rfind(self.reasoning.end)
-        return Prompt(tokens, inside, not inside and tail.rstrip().endswith(self.reasoning.end))
-
-    def grammar(self, answer: Grammar, prompt: Prompt) -> Grammar:
-        """Return what the model's text must be for its answer to be as a grammar says."""
-        if self.reasoning is None or prompt.closed or (not answer.guided and not prompt.inside):
-            return answer
-        return answer.within(lark_around(self.reasoning, self._vocab, inside=prompt.inside))
-
-    def limited(self, n_tokens: int, prompt: Prompt) -> tuple[Prompt, Callable[[], Budget] | None]:
-        """Return the prompt of an answer with so many tokens of reasoning, and what makes its Budget, if it takes one."""
-        marks = self.reasoning
-        if marks is None or prompt.closed:
-            return prompt, None
-        closing = self._vocab.tokenize(f"\n{marks.end}\n\n", add_special=False, parse_special=True)
-        if prompt.inside and not n_tokens:
-            return Prompt([*prompt.tokens, *closing], closed=True), None
-        begin, end = marks.begin.encode(), marks.end.encode()
-        return prompt, lambda: Budget(n_tokens, begin, end, inside=prompt.inside, closing=closing)
 
 
 class ChatCompletion:
@@ -120,30 +58,65 @@ class ChatCompletion:
     """
 
     def __init__(
-        self, completion: Completion, reasoning: Reasoning | None, inside: bool, response_format: object = None
+        self,
+        completion: Completion,
+        chat_format: ChatFormat,
+        *,
+        tools: Sequence[Tool] = (),
+        inside: bool = False,
+        split_reasoning: bool = True,
+        response_format: object = None,
     ) -> None:
         self.completion = completion
-        self._reasoning = reasoning
+        self._format = chat_format
+        self._tools = tools
         self._inside = inside
+        self._reasoning: Reasoning | None = chat_format.reasoning if split_reasoning else None
         self._response_format = response_format
+        self._id = secrets.token_hex(
+            3
+        )  # of calls: with two digits for the call and one for the message nine, as some want
 
     def __repr__(self) -> str:
         return f"<ChatCompletion {self.content!r}>"
 
-    def _splitter(self) -> Splitter:
-        return Splitter(self._reasoning, inside=self._inside)
+    def _reader(self, index: int) -> MessageReader:
+        """Return a new reader of the message of an index."""
+
+        def new_id(call: int) -> str:
+            return f"{self._id}{_DIGITS[index % 36]}{_DIGITS[call // 36 % 36]}{_DIGITS[call % 36]}"
+
+        form = self._format.tools
+        tools = ToolReader(form, self._tools, new_id) if self._tools or form.plain else None
+        return MessageReader(self._reasoning, inside=self._inside, tools=tools)
 
     def message(self, index: int = 0) -> dict[str, Any]:
-        """Return a message, as far as it is, as it belongs into the next conversation: role, content, reasoning_content."""
-        splitter = self._splitter()
+        """Return a message, as far as it is, as it belongs into the next conversation.
+
+        It has "role", "content", and "reasoning_content" and "tool_calls" where there are any.
+        """
         answer = self.completion.answers[index]
-        found = [splitter.push(answer.text)]
+        reader = self._reader(index)
+        told = [reader.push(answer.text)]
         if answer.finish_reason is not None:
-            found.append(splitter.finish())
-        message = {"role": "assistant", "content": "".join(content for _, content in found)}
-        if reasoning := "".join(thought for thought, _ in found):
+            told.append(reader.finish())
+        calls: list[ToolCall] = []
+        for delta in (delta for each in told for delta in each.calls):
+            if delta.index == len(calls):
+                calls.append(ToolCall(delta.id, delta.name))
+            calls[delta.index].arguments += delta.arguments
+        message: dict[str, Any] = {"role": "assistant", "content": "".join(each.content for each in told)}
+        if reasoning := "".join(each.reasoning for each in told):
             message["reasoning_content"] = reasoning
+        if calls:
+            message["tool_calls"] = [call.as_dict() for call in calls]
         return message
+
+    @property
+    def tool_calls(self) -> list[ToolCall]:
+        """The first message's calls of tools, as far as they are."""
+        described = ((call["id"], call["function"]) for call in self.message().get("tool_calls", ()))
+        return [ToolCall(id_, function["name"], function["arguments"]) for id_, function in described]
 
     @property
     def content(self) -> str:
@@ -171,7 +144,8 @@ class ChatCompletion:
     @property
     def finish_reason(self) -> FinishReason | None:
         """Why the first message has ended; None while it runs."""
-        return self.completion.finish_reason
+        reason = self.completion.finish_reason
+        return FinishReason.TOOL_CALLS if reason is FinishReason.STOP and self.tool_calls else reason
 
     @property
     def done(self) -> bool:
@@ -213,27 +187,37 @@ class ChatCompletion:
         return self._result_async().__await__()
 
     def __iter__(self) -> Iterator[Delta]:
-        splitters = [self._splitter() for _ in self.completion.answers]
+        deltas = self._deltas()
         for piece in self.completion:
-            if (delta := _delta(piece, splitters[piece.index])) is not None:
+            if (delta := deltas(piece)) is not None:
                 yield delta
 
     async def __aiter__(self) -> AsyncIterator[Delta]:
-        splitters = [self._splitter() for _ in self.completion.answers]
+        deltas = self._deltas()
         async for piece in self.completion:
-            if (delta := _delta(piece, splitters[piece.index])) is not None:
+            if (delta := deltas(piece)) is not None:
                 yield delta
 
+    def _deltas(self) -> Callable[[Piece], Delta | None]:
+        """Return what tells what a piece adds to its message; None is nothing yet."""
+        readers = [self._reader(index) for index in range(len(self.completion.answers))]
+        called = [False] * len(readers)
 
-def _delta(piece: Piece, splitter: Splitter) -> Delta | None:
-    """Return what a piece adds to a message; None is nothing yet."""
-    thought, content = splitter.push(piece.text)
-    if piece.finish_reason is not None:
-        last_thought, last_content = splitter.finish()
-        thought, content = thought + last_thought, content + last_content
-    elif not thought and not content:
-        return None
-    return Delta(content, thought, piece.index, piece.finish_reason)
+        def delta(piece: Piece) -> Delta | None:
+            reader = readers[piece.index]
+            thought, content, calls = reader.push(piece.text)
+            reason = piece.finish_reason
+            if reason is not None:
+                last = reader.finish()
+                thought, content, calls = thought + last.reasoning, content + last.content, calls + last.calls
+            called[piece.index] = called[piece.index] or bool(calls)
+            if reason is FinishReason.STOP and called[piece.index]:
+                reason = FinishReason.TOOL_CALLS
+            if reason is None and not thought and not content and not calls:
+                return None
+            return Delta(content, thought, calls, piece.index, reason)
+
+        return delta
 
 
 class Chat:
@@ -265,14 +249,55 @@ class Chat:
                 self._messages.append(reply.message())
         return self._messages
 
-    def say(self, content: str, **options: Unpack[RequestOptions]) -> ChatCompletion:
+    def say(self, content: str, **options: Any) -> ChatCompletion:
         """Say something, and return the answer to come; what it has failed with or was cancelled at stays in the history.
 
-        ``options`` are for this turn. Raises as ``Engine.chat`` does, and then nothing was said.
+        ``options`` are for this turn, as ``Engine.chat`` takes them. Raises as that does, and then nothing was said.
         """
+        return self._say({"role": "user", "content": content}, options)
+
+    def result(self, call: ToolCall | str, content: object) -> None:
+        """Tell what a call of the last answer has given: a text, or what is JSON. ``reply`` goes on.
+
+        Args:
+            call: the call, or its id.
+            content: what its function has returned.
+        """
+        text = content if isinstance(content, str) else json.dumps(content, ensure_ascii=False)
+        id_ = call if isinstance(call, str) else call.id
+        self.messages.append({"role": "tool", "tool_call_id": id_, "content": text})
+
+    def reply(self, **options: Any) -> ChatCompletion:
+        """Return the answer to what was said last, such as the results of calls, as ``say`` does."""
+        return self._say(None, options)
+
+    def run(self, content: str, *, max_turns: int = 8, **options: Any) -> ChatCompletion:
+        """Say something, call the functions that the model asks for, tell it their results, and return its last answer.
+
+        Of a function that raises the model is told the error. The ``tools`` must be functions, or Tools that have one.
+
+        Args:
+            content: what to say.
+            max_turns: most answers; the last one may call nothing any more.
+            options: for all of these turns, as ``Engine.chat`` takes them.
+        """
+        tools = read_tools({**self._options, **options}.get("tools") or [])
+        reply = self.say(content, **options).result()
+        for turn in range(2, max_turns + 1):
+            calls = reply.tool_calls
+            if reply.finish_reason is not FinishReason.TOOL_CALLS:
+                break
+            for call in calls:
+                self.result(call, _called(call, tools))
+            more = {"tool_choice": "none"} if turn == max_turns else {"tool_choice": "auto"}
+            reply = self.reply(**{**options, **more}).result()
+        return reply
+
+    def _say(self, message: dict[str, Any] | None, options: dict[str, Any]) -> ChatCompletion:
         messages = self.messages
-        reply = self._engine.chat([*messages, {"role": "user", "content": content}], **{**self._options, **options})
-        messages.append({"role": "user", "content": content})
+        said = [] if message is None else [message]
+        reply = self._engine.chat([*messages, *said], **{**self._options, **options})
+        messages += said
         self._reply = reply
         return reply
 
@@ -281,3 +306,13 @@ class Chat:
         messages = self.messages
         while messages and messages[-1]["role"] != "system" and messages.pop()["role"] != "user":
             pass
+
+
+def _called(call: ToolCall, tools: Sequence[Tool]) -> Any:
+    """Return what a call gives, as JSON or a text; an error is told, as the model may know what to do about it."""
+    try:
+        found = call.run(tools)
+        json.dumps(found)
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+    return found

@@ -22,7 +22,8 @@ from ..model import Model
 from ..sampling_params import SamplingParams
 from ..text import TextStream
 from .budget import Budget
-from .chat import ChatCompletion, ChatFormat
+from .chat import ChatCompletion
+from .chat_format import ChatFormat, ToolUse
 from .completion import Answer, Completion, Events, Piece
 from .drafter import check_draft
 from .guessing import Acceptance, Drafting, Lookup
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self, Unpack
 
     from ..chain import SamplerChain
+    from ..chat.tool import Tool
 
 __all__ = ["Engine"]
 
@@ -277,6 +279,9 @@ class Engine:
         variables: Mapping[str, Any] | None = None,
         continue_final_message: bool = False,
         response_format: object = None,
+        tools: Sequence[Tool | Callable[..., Any] | Mapping[str, Any]] | None = None,
+        tool_choice: str | Mapping[str, Any] | None = None,
+        parallel_tool_calls: bool = True,
         split_reasoning: bool = True,
         reasoning_budget: int | None = None,
         **options: Unpack[RequestOptions],
@@ -293,28 +298,38 @@ class Engine:
             continue_final_message: go on with the last message, the assistant's, where it ends.
             response_format: what the answer must be: a type, such as a Pydantic model or a dataclass, of which ``parsed()``
                 then is; a Grammar; or a dict of OpenAI's, such as ``{"type": "json_object"}``. Reasoning before it is free.
+            tools: what the model may call: Python functions with typed parameters, Tools, or OpenAI's dicts. Its calls are
+                ``tool_calls`` of the answer, and always whole, of a tool that there is, with arguments that fit its schema
+                (texts that the model writes without quotes are held to their ``enum`` only).
+            tool_choice: "auto" (None) to leave it to the model, "required" to have it call one, the name of that one, or
+                "none".
+            parallel_tool_calls: whether there may be several calls in one answer.
             split_reasoning: tell apart what the model thinks and what it answers, where the template marks that.
             reasoning_budget: most tokens to think, after which it is made to answer; 0 is none; None is no limit.
             options: what ``submit`` takes.
 
         Raises ChatTemplateError where there is no template, or it refuses the messages; GrammarError for a response format
-        that cannot be used; ValueError and TypeError for messages that are none; and as ``submit`` does.
+        or tools that cannot be used; ValueError and TypeError for messages and tools that are none; and as ``submit`` does.
         """
         self._loop.check_open()
         chat_format = self._format(template)
-        prompt = chat_format.prompt(messages, continue_final_message, variables or {})
+        use = ToolUse.of(tools, tool_choice, parallel_tool_calls)
+        prompt = chat_format.prompt(messages, continue_final_message, variables or {}, use.tools)
         budget = None
         if reasoning_budget is not None:
             prompt, budget = chat_format.limited(number("reasoning_budget", reasoning_budget, 0), prompt)
         grammar = grammar_of(response_format)
-        if grammar is not None:
-            if options.get("grammar") is not None:
-                raise ValueError("response_format and grammar say both what the answer must be; leave one of them out")
-            options["grammar"] = chat_format.grammar(grammar, prompt)
+        if options.get("grammar") is not None and (grammar is not None or use.allowed):
+            other = "tools" if grammar is None else "response_format"
+            raise ValueError(f"{other} and grammar say both what the answer must be; leave one of them out")
+        if grammar is not None or use.allowed:
+            options["grammar"] = chat_format.grammar(grammar, prompt, use)
         options.setdefault("unparse_special", chat_format.shown)
         completion = self.submit(prompt.tokens, _budget=budget, **options)
-        reasoning = chat_format.reasoning if split_reasoning else None
-        return ChatCompletion(completion, reasoning, prompt.inside, response_format)
+        return ChatCompletion(
+            completion, chat_format, tools=use.allowed, inside=prompt.inside, split_reasoning=split_reasoning,
+            response_format=response_format,
+        )  # fmt: skip
 
     def stats(self) -> EngineStats:
         """Return what the engine has done and is doing. From any thread."""

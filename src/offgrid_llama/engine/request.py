@@ -22,6 +22,8 @@ class FinishReason(str, Enum):
     """``max_tokens`` were generated, or the sequence is full."""
     CANCELLED = "cancelled"
     """By whoever has submitted it, or by the engine's ``close()``."""
+    TOOL_CALLS = "tool_calls"
+    """Of a message of a chat: it has ended with calls of tools."""
     ERROR = "error"
 
 
