@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Any
 
-__all__ = ["LiteralEnd", "read_literal"]
+__all__ = ["KIND_OF", "LiteralEnd", "json_types", "read_literal", "typed_literal"]
 
 _WORDS = {"true": True, "True": True, "false": False, "False": False, "null": None, "None": None}
 _NUMBER = re.compile(r"-?(?:0|[1-9]\d*)(\.\d+)?([eE][+-]?\d+)?")
 _ESCAPES = {"n": "\n", "t": "\t", "r": "\r", "b": "\b", "f": "\f", "0": "\0"}
 _MAX_DEPTH = 64
+
+KIND_OF: dict[type, str] = {
+    str: "string", bool: "boolean", int: "integer", float: "number", list: "array", dict: "object", type(None): "null",
+}  # fmt: skip
+"""The type of JSON Schema that a value is of."""
 
 
 def read_literal(text: str, quote: str = "") -> Any:
@@ -27,6 +32,38 @@ def read_literal(text: str, quote: str = "") -> Any:
     except (ValueError, IndexError):
         return text
     return value if reader.at == len(reader.text) else text
+
+
+def typed_literal(text: str, types: frozenset[str], quote: str = "", *, raw: bool = False) -> Any:
+    """Return a value of the JSON types that it may have; none is any.
+
+    With ``raw`` texts are not quoted: a value is one only where it can be nothing else.
+    """
+    if types == {"string"} and raw:
+        return text
+    value = read_literal(text, quote)
+    if raw and isinstance(value, str) and text.strip()[:1] not in ('"', "'"):
+        return text
+    kind = KIND_OF[type(value)]
+    fits = not types or kind in types or (kind == "integer" and "number" in types)
+    return value if fits or "string" not in types else text
+
+
+def json_types(schema: Any) -> frozenset[str]:
+    """Return the JSON types that a schema allows; none is any."""
+    if not isinstance(schema, Mapping):
+        return frozenset()
+    kinds = schema.get("type")
+    if kinds is not None:
+        return frozenset([kinds] if isinstance(kinds, str) else kinds)
+    values = schema.get("enum", [schema["const"]] if "const" in schema else None)
+    if values is not None:
+        return frozenset(KIND_OF.get(type(value), "object") for value in values)
+    for key in ("anyOf", "oneOf"):
+        ways = [json_types(each) for each in schema.get(key, ())]
+        if ways and all(ways):
+            return frozenset().union(*ways)
+    return frozenset()
 
 
 class LiteralEnd:

@@ -2,22 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
-
 from offgrid_llama.chat.reasoning import Reasoning, Splitter
+from offgrid_llama.chat.tool_reader import Told, ToolReader
 
-if TYPE_CHECKING:
-    from offgrid_llama.chat.tool_reader import CallDelta, ToolReader
-
-__all__ = ["MessageReader", "Told"]
-
-
-class Told(NamedTuple):
-    """What there is of each."""
-
-    reasoning: str
-    content: str
-    calls: list[CallDelta]
+__all__ = ["MessageReader"]
 
 
 class MessageReader:
@@ -27,24 +15,39 @@ class MessageReader:
         reasoning: what marks reasoning; None is that there is none.
         inside: whether the prompt has opened it.
         tools: reads the calls; None is that there are none.
+        parts: whether that reads the reasoning, too.
     """
 
-    def __init__(self, reasoning: Reasoning | None, *, inside: bool = False, tools: ToolReader | None = None) -> None:
-        self._splitter = Splitter(reasoning, inside=inside)
+    def __init__(
+        self,
+        reasoning: Reasoning | None,
+        *,
+        inside: bool = False,
+        tools: ToolReader | None = None,
+        parts: bool = False,
+    ) -> None:
+        self._splitter = Splitter(None if parts else reasoning, inside=inside)
+        self._join = parts and reasoning is None
         self._tools = tools
 
     def push(self, text: str) -> Told:
         """Take more text; return what there is of each."""
         thought, content = self._splitter.push(text)
-        if self._tools is None:
-            return Told(thought, content, [])
-        return Told(thought, *self._tools.push(content))
+        return self._told(thought, content)
 
     def finish(self) -> Told:
         """Return what was held back, at the end of the text."""
-        thought, content = self._splitter.finish()
+        told = self._told(*self._splitter.finish())
+        return told if self._tools is None else _sum(told, self._told("", "", over=True))
+
+    def _told(self, thought: str, content: str, *, over: bool = False) -> Told:
         if self._tools is None:
             return Told(thought, content, [])
-        first, calls = self._tools.push(content)
-        last, more = self._tools.finish()
-        return Told(thought, first + last, calls + more)
+        found = self._tools.finish() if over else self._tools.push(content)
+        if self._join:
+            found = Told("", found.reasoning + found.content, found.calls)
+        return Told(thought + found.reasoning, found.content, found.calls)
+
+
+def _sum(one: Told, other: Told) -> Told:
+    return Told(one.reasoning + other.reasoning, one.content + other.content, one.calls + other.calls)

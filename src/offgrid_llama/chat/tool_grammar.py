@@ -10,7 +10,8 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from offgrid_llama.chat.tool_format import ARGUMENT, ArgumentTags, Slot, Style, ToolFormat, Value
+from offgrid_llama.chat.literal import KIND_OF, json_types
+from offgrid_llama.chat.tool_format import ARGUMENT, ArgumentTags, Heads, Slot, Style, ToolFormat, Value
 from offgrid_llama.grammar import Grammar
 from offgrid_llama.json_schema import read_schema
 
@@ -19,8 +20,6 @@ if TYPE_CHECKING:
     from offgrid_llama.vocab import Vocab
 
 __all__ = ["tool_grammar"]
-
-_KINDS = ("string", "integer", "number", "boolean", "null", "array", "object")
 
 
 def tool_grammar(
@@ -37,7 +36,7 @@ def tool_grammar(
 
     Args:
         form: how calls are written.
-        tools: what may be called.
+        tools: what may be called; there may be none where messages are made of parts with heads.
         vocab: whose control tokens the texts of the format may be.
         required: whether there must be a call.
         parallel: whether there may be several.
@@ -47,8 +46,13 @@ def tool_grammar(
     Raises GrammarError for an ``answer`` in GBNF.
     """
     writer = _Writer(form, vocab)
-    calls = writer.calls(tools, parallel=parallel)
-    start = calls if required else f"@answer | {calls}" if answer is not None else writer.free(calls, never)
+    calls = writer.calls(tools, parallel=parallel) if tools else ""
+    if form.heads is not None:
+        start = writer.parts(form.heads, calls, "" if required else "TEXT?" if answer is None else "@answer")
+    elif required:
+        start = calls
+    else:
+        start = f"@answer | {calls}" if answer is not None else writer.free(calls, never)
     lark = "\n".join([f"start: {start}", *writer.rules])
     if answer is not None and not required:
         return answer.within(lark, writer.schemas)
@@ -89,13 +93,21 @@ class _Writer:
             many = f"call ({self._text(form.separator)} call)*".replace("( ", "(")
         return f"{self._text(form.begin.lstrip())} {many} {self._text(self._own(form.end))}".strip()
 
+    def parts(self, heads: Heads, calls: str, content: str) -> str:
+        """Return what is made of parts: thoughts, and then content, if that may be, or calls."""
+        self.rules.append("TEXT: /(?s:.+)/")
+        ways = [f"{self._text(heads.content)} {content}"] if content else []
+        ways += [calls] if calls else []
+        if not heads.thought:
+            return " | ".join(ways)
+        self._rule("thought", f"{self._text(heads.thought)} {self._raw('thought', heads.between, {})}")
+        return f"thought* ({' | '.join(ways)})"
+
     def free(self, calls: str, never: str) -> str:
         """Return what is text first, in which calls may begin anywhere that they are known."""
         form = self.form
         but = f" & ~/(?s:\\s*{_escaped(never)}.*)/" if never else ""
         self.rules.append(f"TEXT: /(?s:.+)/{but}")
-        if form.plain:
-            return f"{self._text(form.plain)} TEXT? | {calls}"
         if not form.anywhere:
             self.rules.append(f"OTHER: /\\s*[^{re.escape(form.trigger[0])}\\s](?s:.*)/")
             return f"OTHER | {calls}"
@@ -184,9 +196,9 @@ class _Writer:
 
     def _values(self, name: str, tags: ArgumentTags, schema: Any, argument: str) -> Iterator[tuple[Value, str]]:
         """Yield how a value may be written, and the rule of what is behind the text before it."""
-        kinds = _kinds(schema)
+        kinds = json_types(schema) or frozenset(KIND_OF.values())
         groups: dict[Value, list[str]] = {}
-        for kind in _KINDS:
+        for kind in KIND_OF.values():
             if kind in kinds:
                 groups.setdefault(tags.values[kind], []).append(kind)
         for n, (way, kept) in enumerate(groups.items()):
@@ -261,19 +273,6 @@ class _Writer:
         """Return what of the text behind calls the model writes itself: up to the token that ends its turn."""
         ends = [text.find(mark) for mark in self._marks if self._controls[mark] in self._ends and mark in text]
         return text[: min(ends, default=len(text))]
-
-
-def _kinds(schema: Any) -> set[str]:
-    """Return the JSON types that a schema allows."""
-    if not isinstance(schema, Mapping):
-        return set(_KINDS)
-    kinds = schema.get("type")
-    if kinds is not None:
-        return {kinds} if isinstance(kinds, str) else set(kinds)
-    values = schema.get("enum", [schema["const"]] if "const" in schema else None)
-    if values is not None and all(isinstance(value, str) for value in values):
-        return {"string"}
-    return set(_KINDS)
 
 
 def _ranges(ids: Sequence[int]) -> str:

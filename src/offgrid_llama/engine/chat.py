@@ -87,8 +87,9 @@ class ChatCompletion:
             return f"{self._id}{_DIGITS[index % 36]}{_DIGITS[call // 36 % 36]}{_DIGITS[call % 36]}"
 
         form = self._format.tools
-        tools = ToolReader(form, self._tools, new_id) if self._tools or form.plain else None
-        return MessageReader(self._reasoning, inside=self._inside, tools=tools)
+        parts = form.heads is not None
+        tools = ToolReader(form, self._tools, new_id) if self._tools or parts else None
+        return MessageReader(self._reasoning, inside=self._inside, tools=tools, parts=parts)
 
     def message(self, index: int = 0) -> dict[str, Any]:
         """Return a message, as far as it is, as it belongs into the next conversation.

@@ -12,7 +12,7 @@ from ..chat.prompt import prompt_tokens
 from ..chat.reasoning import find_reasoning, lark_around, opened
 from ..chat.template import ChatTemplate, Part
 from ..chat.tool import Tool, choose_tools, read_tools
-from ..chat.tool_format import find_tool_format
+from ..chat.tool_probe import find_tool_format
 from ..chat.tool_grammar import tool_grammar
 from ..chat.tool_messages import tool_messages, tools_described
 from ..errors import ChatTemplateError
@@ -77,7 +77,7 @@ class ChatFormat:
         self.reasoning = find_reasoning(template)
         self._vocab = model.vocab
         self.tools = find_tool_format(template, self._vocab.control_tokens())
-        marks = "".join(self.tools.texts) + self.tools.plain
+        marks = "".join(self.tools.texts)
         if self.reasoning is not None:
             marks += self.reasoning.begin + self.reasoning.end
         self.shown = frozenset(token for text, token in self._vocab.control_tokens().items() if text in marks)
@@ -123,22 +123,16 @@ class ChatFormat:
 
     def grammar(self, answer: Grammar | None, prompt: Prompt, use: ToolUse) -> Grammar | None:
         """Return what the model's text must be for its answer to be as a grammar says, and its calls whole."""
-        marks = self.reasoning
-        if use.allowed:
+        marks, form = self.reasoning, self.tools
+        if use.allowed or (answer is not None and form.heads is not None):
             opens = marks is not None and not (prompt.inside or prompt.closed)
             never = (
                 marks.begin if marks is not None and opens and marks.begin not in self._vocab.control_tokens() else ""
             )
             answer = tool_grammar(
-                self.tools,
-                use.allowed,
-                self._vocab,
-                required=use.required,
-                parallel=use.parallel,
-                answer=answer,
-                never=never,
+                form, use.allowed, self._vocab, required=use.required, parallel=use.parallel, answer=answer, never=never
             )
-        if answer is None or marks is None or prompt.closed or (not answer.guided and not prompt.inside):
+        if answer is None or marks is None or prompt.closed or form.heads or (not answer.guided and not prompt.inside):
             return answer
         return answer.within(lark_around(marks, self._vocab, inside=prompt.inside))
 
