@@ -12,9 +12,9 @@ from ..chat.prompt import prompt_tokens
 from ..chat.reasoning import find_reasoning, lark_around, opened
 from ..chat.template import ChatTemplate, Part
 from ..chat.tool import Tool, choose_tools, read_tools
-from ..chat.tool_probe import find_tool_format
 from ..chat.tool_grammar import tool_grammar
 from ..chat.tool_messages import tool_messages, tools_described
+from ..chat.tool_probe import find_tool_format
 from ..errors import ChatTemplateError
 from .budget import Budget
 
