@@ -50,7 +50,8 @@ def known(name: str) -> tuple[ChatTemplate, ToolFormat, Reasoning | None]:
     """Return a template of llama.cpp, and what we find out about it."""
     source = (TEMPLATES / name).read_text(encoding="utf-8")
     template = ChatTemplate(source, bos_token="<s>", eos_token="</s>", name=name)
-    return template, find_tool_format(template, CONTROLS.get(name, ())), find_reasoning(template)
+    reasoning = find_reasoning(template)
+    return template, find_tool_format(template, reasoning, CONTROLS.get(name, ())), reasoning
 
 
 def tools_of(case: dict[str, Any]) -> list[Tool]:

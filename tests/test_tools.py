@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import time
 from collections.abc import Iterator
 from typing import Any, Literal
 
@@ -16,11 +17,12 @@ from hypothesis import strategies as st
 import offgrid_llama as og
 from offgrid_llama.chat import ChatTemplate
 from offgrid_llama.chat.literal import read_literal
+from offgrid_llama.chat.reasoning import find_reasoning
 from offgrid_llama.chat.tool import Tool, ToolCall, choose_tools, read_tools
 from offgrid_llama.chat.tool_format import JSON_IN_TAGS, Slot, ToolFormat
 from offgrid_llama.chat.tool_grammar import tool_grammar
 from offgrid_llama.chat.tool_messages import tool_messages
-from offgrid_llama.chat.tool_probe import find_tool_format
+from offgrid_llama.chat.tool_probe import MOST_SECONDS, find_tool_format
 from offgrid_llama.chat.tool_reader import ToolReader
 from offgrid_llama.engine import Chat, FinishReason
 
@@ -413,9 +415,19 @@ def test_many_at_once(engine: og.Engine) -> None:
     assert len(set(ids)) == len(ids) >= 3
 
 
+def test_hostile_templates() -> None:
+    """What takes too long to be found out is not."""
+    endless = "{% for a in range(9999) %}{% for b in range(9999) %}{% endfor %}{% endfor %}"
+    begin = time.perf_counter()
+    for source in (endless, "{% if tools %}" + endless + "{% endif %}x", "{{ raise_exception('no') }}"):
+        template = ChatTemplate(source, max_seconds=0.05)
+        assert not find_tool_format(template, find_reasoning(template)).written
+    assert time.perf_counter() - begin < 2 * MOST_SECONDS  # and not the time of 50 renderings
+
+
 def test_templates_of_no_tools() -> None:
     """A template that knows no tools tells of none, and what is written instead is the usual format."""
-    form = find_tool_format(ChatTemplate("{% for message in messages %}{{ message.content }}{% endfor %}"))
+    form = find_tool_format(ChatTemplate("{% for message in messages %}{{ message.content }}{% endfor %}"), None)
     assert (form.told, form.written) == (False, False)
     call = {"id": "abcdefghi", "type": "function", "function": {"name": "clock", "arguments": '{"utc": true}'}}
     made = tool_messages(

@@ -47,10 +47,13 @@ def find_reasoning(template: ChatTemplate, **variables: Any) -> Reasoning | None
     plain = {"role": "assistant", "content": _ANSWER}
     call = {"type": "function", "id": "abcabcabc", "function": {"name": _ANSWER, "arguments": {}}}
     thought = {"reasoning_content": _THOUGHT, "thinking": _THOUGHT, "reasoning": _THOUGHT}
-    for answer in (plain, {"role": "assistant", "content": "", "tool_calls": [call]}):
+    try:
+        prompt = template.render([user], **variables)
+        without = template.render([user, plain], add_generation_prompt=False, **variables)
+    except (ChatTemplateError, TypeError, ValueError):
+        prompt = without = ""
+    for answer in (plain, {"role": "assistant", "content": "", "tool_calls": [call]}) if prompt else ():
         try:
-            prompt = template.render([user], **variables)
-            without = template.render([user, plain], add_generation_prompt=False, **variables)
             text = template.render([user, {**answer, **thought}], add_generation_prompt=False, **variables)
         except (ChatTemplateError, TypeError, ValueError):
             continue

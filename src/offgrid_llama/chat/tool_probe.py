@@ -10,9 +10,10 @@ import json
 import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
+from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
-from offgrid_llama.chat.reasoning import MARK, Reasoning, find_reasoning, shared
+from offgrid_llama.chat.reasoning import MARK, Reasoning, shared
 from offgrid_llama.chat.tool_format import (
     ARGUMENT,
     JSON_IN_TAGS,
@@ -31,6 +32,9 @@ if TYPE_CHECKING:
 
 __all__ = ["find_tool_format"]
 
+MOST_SECONDS = 5.0
+"""For all that is rendered; a usual template takes some hundredths of a second."""
+
 _FN, _FN2 = "zorblax", "quimby"
 _ARG, _ARG2 = "frobniz", "grault"
 _VAL, _VAL2 = "Waldo plugh", "Thud xyzzy"
@@ -41,25 +45,26 @@ _KINDS: dict[str, Any] = {
 }  # fmt: skip
 
 
-def find_tool_format(template: ChatTemplate, controls: Collection[str] = (), **variables: Any) -> ToolFormat:
+def find_tool_format(
+    template: ChatTemplate, reasoning: Reasoning | None, controls: Collection[str] = (), **variables: Any
+) -> ToolFormat:
     """Return how a model writes calls of functions.
 
     Args:
         template: that of the model.
+        reasoning: what marks reasoning in it, as ``find_reasoning`` has found.
         controls: the texts of its control tokens.
         variables: more of what the template may use.
 
-    Where a template cannot write calls, it is ``PYTHONIC`` or ``JSON_IN_TAGS``.
+    Where a template cannot write calls, or takes too long to, it is ``PYTHONIC`` or ``JSON_IN_TAGS``.
     """
-    told = False
-    for as_text in (False, True):
-        for content in ("", None):
-            probe = _Probe(template, variables, as_text=as_text, content=content)
-            told = told or probe.told
+    probe = _Probe(template, reasoning, variables)
+    for probe.as_text in (False, True):
+        for probe.content in ("", None):
             found = _find(probe)
             if found is not None:
-                return replace(found, told=told, written=True)
-    return replace(PYTHONIC if PYTHONIC.trigger in controls else JSON_IN_TAGS, told=told)
+                return replace(found, told=probe.told, written=True)
+    return replace(PYTHONIC if PYTHONIC.trigger in controls else JSON_IN_TAGS, told=probe.told)
 
 
 def _find(probe: _Probe) -> ToolFormat | None:
@@ -97,11 +102,12 @@ def _find(probe: _Probe) -> ToolFormat | None:
 class _Probe:
     """Renders calls, and returns the text that the model would have to write for them."""
 
-    def __init__(
-        self, template: ChatTemplate, variables: Mapping[str, Any], *, as_text: bool, content: str | None
-    ) -> None:
-        self.as_text, self.content = as_text, content
+    as_text: bool
+    content: str | None
+
+    def __init__(self, template: ChatTemplate, reasoning: Reasoning | None, variables: Mapping[str, Any]) -> None:
         self._template = template
+        self._until = perf_counter() + MOST_SECONDS
         parameters = {
             "type": "object",
             "properties": {name: {"type": "string", "description": "A text."} for name in (_ARG, _ARG2)},
@@ -109,23 +115,23 @@ class _Probe:
         }  # fmt: skip
         functions = [{"name": name, "description": "A function.", "parameters": parameters} for name in (_FN, _FN2)]
         tools = [{"type": "function", "function": each} for each in functions]
-        self._variables: dict[str, Any] = {**variables, "tools": tools}
+        self._variables: dict[str, Any] = {**variables, "tools": None}
         self._user = {"role": "user", "content": "Do it."}
-        prompt = self._render([self._user], True) or ""
-        self.told = _FN in prompt
-        answer = self._render([self._user, {"role": "assistant", "content": _VAL}], False) or ""
-        self._before = [prompt, answer.partition(_VAL)[0]]
-        self._behind = answer.rpartition(_VAL)[2]
-        self._variables = {**variables, "tools": None}
         self._turns = frozenset(MARK.findall(self._render([self._user], True) or ""))
         self._variables["tools"] = tools
-        reasoning = find_reasoning(template, **variables)
+        prompt = self._render([self._user], True) or ""
+        answer = self._render([self._user, {"role": "assistant", "content": _VAL}], False) or ""
+        self.told = _FN in prompt
+        self._before = [prompt, answer.partition(_VAL)[0]]
+        self._behind = answer.rpartition(_VAL)[2]
         self._thought = None if reasoning is None else reasoning.end
         self.heads = _heads(prompt, self._before[1], reasoning)
         if self.heads is not None:
             self._before = [prompt]
 
     def _render(self, messages: list[dict[str, Any]], add_generation_prompt: bool) -> str | None:
+        if perf_counter() > self._until:
+            return None
         try:
             return self._template.render(messages, add_generation_prompt=add_generation_prompt, **self._variables)
         except (ChatTemplateError, TypeError, ValueError):

@@ -76,7 +76,7 @@ class ChatFormat:
         self.template = template
         self.reasoning = find_reasoning(template)
         self._vocab = model.vocab
-        self.tools = find_tool_format(template, self._vocab.control_tokens())
+        self.tools = find_tool_format(template, self.reasoning, self._vocab.control_tokens())
         marks = "".join(self.tools.texts)
         if self.reasoning is not None:
             marks += self.reasoning.begin + self.reasoning.end
