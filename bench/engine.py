@@ -8,7 +8,8 @@ All sides run the same libllama. Every sample is a fresh process that loads the 
 
 - streams: tokens a second of 1 stream (llama-bench -n 128), and of 8 and 16 (llama-batched-bench -npp 128 -ntg 128), all
   together. The peers feed tokens that they have made up, and sample nothing; the engine samples greedily and makes text.
-  One stream is measured in eight times as many pairs, each of one repetition: the machine drifts within seconds.
+  One stream is measured in eight times as many pairs, each of one repetition, and several in three times as many: the
+  machine drifts within seconds.
 - crowd: tokens a second of 8 requests of 128 tokens that arrive together and generate 64 each, from the first one to the end
   of the last, prompts and all: ours by submit(), llama-server's over HTTP with 8 slots, llama-cpp-python's one after the
   other, as its Llama serves one at a time.
@@ -584,7 +585,7 @@ def figures(sides: Sides, file: Path) -> Iterator[Figure]:
     yield Figure("streams", "1", one, 0.97, more=8)
     for n in (8, 16):
         peer = partial(sides.batched_bench, file, n)
-        yield Figure("streams", str(n), {OURS: ours("streams", n), "llama-batched-bench": peer}, 0.95)
+        yield Figure("streams", str(n), {OURS: ours("streams", n), "llama-batched-bench": peer}, 0.95, more=3)
     yield Figure("first_token", "slowest of 8 with a shared prefix", both, 0.35, low=True, key="slowest")
     for name, theirs in (
         ("llama-server", partial(sides.server_crowd, file)), ("llama-cpp-python", ours("llama-cpp-python")),
