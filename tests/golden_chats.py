@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import json
 import re
@@ -14,7 +15,7 @@ from offgrid_llama.chat.reasoning import Reasoning, find_reasoning, opened
 from offgrid_llama.chat.tool import Tool
 from offgrid_llama.chat.tool_format import Slot, ToolFormat
 from offgrid_llama.chat.tool_probe import find_tool_format
-from offgrid_llama.chat.tool_reader import ToolReader
+from offgrid_llama.chat.tool_reader import ToolReader, gathered
 
 HERE = Path(__file__).parent
 TEMPLATES = HERE.parent / "vendor/llama.cpp/models/templates"
@@ -99,15 +100,11 @@ def read(case: dict[str, Any], step: int) -> dict[str, Any]:
     text = shown(case["template"], case["input"])
     told = [reader.push(text[at : at + step]) for at in range(0, len(text), step)]
     told.append(reader.finish())
-    calls: list[dict[str, str]] = []
-    for delta in (delta for each in told for delta in each.calls):
-        if delta.name:
-            calls.append({"name": delta.name, "arguments": "", "id": delta.id})
-        calls[delta.index]["arguments"] += delta.arguments
+    calls = gathered(delta for each in told for delta in each.calls)
     return {
         "reasoning": thought + "".join(each.reasoning for each in told),
         "content": begun.get("content", "") + "".join(each.content for each in told),
-        "tool_calls": calls,
+        "tool_calls": [dataclasses.asdict(call) for call in calls],
     }
 
 

@@ -23,7 +23,7 @@ from offgrid_llama.chat.tool_format import JSON_IN_TAGS, Slot, ToolFormat
 from offgrid_llama.chat.tool_grammar import tool_grammar
 from offgrid_llama.chat.tool_messages import tool_messages
 from offgrid_llama.chat.tool_probe import MOST_SECONDS, find_tool_format
-from offgrid_llama.chat.tool_reader import ToolReader
+from offgrid_llama.chat.tool_reader import ToolReader, gathered
 from offgrid_llama.engine import Chat, FinishReason
 
 WRITTEN = sorted(path.name for path in TEMPLATES.glob("*.jinja") if known(path.name)[1].written)
@@ -103,11 +103,7 @@ def read_calls(form: ToolFormat, text: str, step: int) -> tuple[str, list[tuple[
     reader = ToolReader(form, TOOLS, lambda index: f"id{index}")
     told = [reader.push(text[at : at + step]) for at in range(0, len(text), step)]
     told.append(reader.finish())
-    found: list[ToolCall] = []
-    for delta in (delta for each in told for delta in each.calls):
-        if delta.index == len(found):
-            found.append(ToolCall(delta.id, delta.name))
-        found[delta.index].arguments += delta.arguments
+    found = gathered(delta for each in told for delta in each.calls)
     return "".join(each.content for each in told), [(call.name, call.parsed) for call in found]
 
 
@@ -403,6 +399,18 @@ def test_results_are_fed_back(engine: og.Engine) -> None:
     assert chat.messages[-2]["content"] == "RuntimeError: no satellite"
     chat.undo()
     assert [message["role"] for message in chat.messages] == ["user", "assistant", "tool", "assistant"]
+
+
+def test_a_call_that_is_cut_off(engine: og.Engine) -> None:
+    """It is as far as it has come, and no part of the conversation that goes on."""
+    chat = Chat(engine, tools=[WEATHER], temperature=0)
+    reply = chat.say("What is the weather in Bern?", tool_choice="required", max_tokens=18).result()
+    assert reply.finish_reason is FinishReason.LENGTH
+    (call,) = reply.tool_calls
+    with pytest.raises(ValueError, match=r"Expecting|Unterminated"):
+        assert call.parsed
+    assert chat.messages[-1] == {"role": "assistant", "content": ""}
+    assert chat.say("Well?", tool_choice="none", max_tokens=4).result().finish_reason is FinishReason.LENGTH
 
 
 def test_many_at_once(engine: og.Engine) -> None:

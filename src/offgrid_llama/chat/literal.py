@@ -7,7 +7,7 @@ import re
 from collections.abc import Collection, Mapping
 from typing import Any
 
-__all__ = ["KIND_OF", "LiteralEnd", "json_types", "read_literal", "typed_literal"]
+__all__ = ["KIND_OF", "LiteralEnd", "json_types", "listed_values", "read_literal", "typed_literal"]
 
 _WORDS = {"true": True, "True": True, "false": False, "False": False, "null": None, "None": None}
 _NUMBER = re.compile(r"-?(?:0|[1-9]\d*)(\.\d+)?([eE][+-]?\d+)?")
@@ -49,6 +49,13 @@ def typed_literal(text: str, types: frozenset[str], quote: str = "", *, raw: boo
     return value if fits or "string" not in types else text
 
 
+def listed_values(schema: Any) -> list[Any] | None:
+    """Return the values that a schema lists (``enum``, ``const``); None where it lists none."""
+    if not isinstance(schema, Mapping):
+        return None
+    return list(schema["enum"]) if "enum" in schema else [schema["const"]] if "const" in schema else None
+
+
 def json_types(schema: Any) -> frozenset[str]:
     """Return the JSON types that a schema allows; none is any."""
     if not isinstance(schema, Mapping):
@@ -56,7 +63,7 @@ def json_types(schema: Any) -> frozenset[str]:
     kinds = schema.get("type")
     if kinds is not None:
         return frozenset([kinds] if isinstance(kinds, str) else kinds)
-    values = schema.get("enum", [schema["const"]] if "const" in schema else None)
+    values = listed_values(schema)
     if values is not None:
         return frozenset(KIND_OF.get(type(value), "object") for value in values)
     for key in ("anyOf", "oneOf"):

@@ -38,7 +38,7 @@ class MessageReader:
     def finish(self) -> Told:
         """Return what was held back, at the end of the text."""
         told = self._told(*self._splitter.finish())
-        return told if self._tools is None else _sum(told, self._told("", "", over=True))
+        return told if self._tools is None else told.followed_by(self._told("", "", over=True))
 
     def _told(self, thought: str, content: str, *, over: bool = False) -> Told:
         if self._tools is None:
@@ -47,7 +47,3 @@ class MessageReader:
         if self._join:
             found = Told("", found.reasoning + found.content, found.calls)
         return Told(thought + found.reasoning, found.content, found.calls)
-
-
-def _sum(one: Told, other: Told) -> Told:
-    return Told(one.reasoning + other.reasoning, one.content + other.content, one.calls + other.calls)

@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from offgrid_llama.chat.literal import KIND_OF, json_types
+from offgrid_llama.chat.literal import KIND_OF, json_types, listed_values
 from offgrid_llama.chat.tool_format import ARGUMENT, ArgumentTags, Heads, Slot, Style, ToolFormat, Value
 from offgrid_llama.grammar import Grammar
 from offgrid_llama.json_schema import read_schema
@@ -217,7 +217,7 @@ class _Writer:
 
     def _python(self, kinds: Sequence[str], schema: Mapping[str, Any]) -> Iterator[str]:
         """Yield what values are in Python where that is not JSON."""
-        values = schema.get("enum", [schema["const"]] if "const" in schema else None)
+        values = listed_values(schema)
         if values is not None:
             yield from (json.dumps(repr(value)) for value in values if isinstance(value, (str, bool)) or value is None)
             return
@@ -230,11 +230,7 @@ class _Writer:
 
     def _raw(self, name: str, end: str, schema: Any) -> str:
         """Return a text as it is, and what is behind it."""
-        values = (
-            schema.get("enum", [schema["const"]] if "const" in schema else None)
-            if isinstance(schema, Mapping)
-            else None
-        )
+        values = listed_values(schema)
         if values is not None:
             ways = " | ".join(json.dumps(each) for each in values if isinstance(each, str))
             return f"({ways}) {self._text(end)}"

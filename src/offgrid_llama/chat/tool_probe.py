@@ -24,7 +24,7 @@ from offgrid_llama.chat.tool_format import (
     Style,
     ToolFormat,
     Value,
-)  # fmt: skip
+)
 from offgrid_llama.errors import ChatTemplateError
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ MOST_SECONDS = 5.0
 
 _FN, _FN2 = "zorblax", "quimby"
 _ARG, _ARG2 = "frobniz", "grault"
-_VAL, _VAL2 = "Waldo plugh", "Thud xyzzy"
+_VAL = "Waldo plugh"
 _ID, _ID2 = "abcabcabc", "defdefdef"  # some templates want nine letters
 _KINDS: dict[str, Any] = {
     "string": _VAL, "integer": 73501, "number": 73.25, "boolean": True, "null": None, "array": ["waldo", "plugh", True],
@@ -45,20 +45,17 @@ _KINDS: dict[str, Any] = {
 }  # fmt: skip
 
 
-def find_tool_format(
-    template: ChatTemplate, reasoning: Reasoning | None, controls: Collection[str] = (), **variables: Any
-) -> ToolFormat:
+def find_tool_format(template: ChatTemplate, reasoning: Reasoning | None, controls: Collection[str] = ()) -> ToolFormat:
     """Return how a model writes calls of functions.
 
     Args:
         template: that of the model.
         reasoning: what marks reasoning in it, as ``find_reasoning`` has found.
         controls: the texts of its control tokens.
-        variables: more of what the template may use.
 
     Where a template cannot write calls, or takes too long to, it is ``PYTHONIC`` or ``JSON_IN_TAGS``.
     """
-    probe = _Probe(template, reasoning, variables)
+    probe = _Probe(template, reasoning)
     for probe.as_text in (False, True):
         for probe.content in ("", None):
             found = _find(probe)
@@ -105,7 +102,7 @@ class _Probe:
     as_text: bool
     content: str | None
 
-    def __init__(self, template: ChatTemplate, reasoning: Reasoning | None, variables: Mapping[str, Any]) -> None:
+    def __init__(self, template: ChatTemplate, reasoning: Reasoning | None) -> None:
         self._template = template
         self._until = perf_counter() + MOST_SECONDS
         parameters = {
@@ -115,7 +112,7 @@ class _Probe:
         }  # fmt: skip
         functions = [{"name": name, "description": "A function.", "parameters": parameters} for name in (_FN, _FN2)]
         tools = [{"type": "function", "function": each} for each in functions]
-        self._variables: dict[str, Any] = {**variables, "tools": None}
+        self._variables: dict[str, Any] = {"tools": None}
         self._user = {"role": "user", "content": "Do it."}
         self._turns = frozenset(MARK.findall(self._render([self._user], True) or ""))
         self._variables["tools"] = tools

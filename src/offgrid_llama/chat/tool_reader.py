@@ -8,18 +8,17 @@ format may be others than the template's, as models do not write them with more 
 from __future__ import annotations
 
 import json
-import re
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from offgrid_llama.chat.literal import LiteralEnd, json_types, typed_literal
 from offgrid_llama.chat.reasoning import MARK, overlap
 from offgrid_llama.chat.scanner import Reading, Scanner
-from offgrid_llama.chat.tool import NAME, Tool
+from offgrid_llama.chat.tool import NAME, Tool, ToolCall
 from offgrid_llama.chat.tool_format import ARGUMENT, Heads, Slot, Style, ToolFormat, Value
 
-__all__ = ["CallDelta", "Told", "ToolReader"]
+__all__ = ["CallDelta", "Told", "ToolReader", "gathered"]
 
 _LONGEST_HEAD = 200
 
@@ -46,6 +45,20 @@ class Told(NamedTuple):
     reasoning: str
     content: str
     calls: list[CallDelta]
+
+    def followed_by(self, other: Told) -> Told:
+        """Return this and what comes behind it."""
+        return Told(self.reasoning + other.reasoning, self.content + other.content, self.calls + other.calls)
+
+
+def gathered(deltas: Iterable[CallDelta]) -> list[ToolCall]:
+    """Return the calls that deltas are of."""
+    calls: list[ToolCall] = []
+    for delta in deltas:
+        if delta.index == len(calls):
+            calls.append(ToolCall(delta.id, delta.name))
+        calls[delta.index].arguments += delta.arguments
+    return calls
 
 
 class ToolReader:
@@ -111,15 +124,17 @@ class ToolReader:
         before = (form.begin + first).strip()
         content, thought = heads.words
         last = form.call[-1] if form.tags is None and isinstance(form.call[-1], str) else ""
-        stops = [mark for text in (heads.between, last) for mark in re.findall(f"{MARK.pattern}|>>>", text)[:1]]
+        stops = [mark[0] for text in (heads.between, last) if (mark := MARK.search(text))]
+        if not MARK.search(heads.between) and heads.between.strip():
+            stops.append(heads.between.strip())
         while True:
             head = yield from self._head(heads)
             name = NAME.match(head, head.find(before) + len(before)) if before in head else None
             if name and name[0] in self._parameters:
+                into = None
                 self._begin(name[0], "")
                 yield from self._arguments(form.body, name[0])
-            into = None
-            if not name or name[0] not in self._parameters:
+            else:
                 addressed = "=" in before and before.partition("=")[0] + "=" in head
                 into = self._thought if thought and thought in head else self._content
                 if into is self._content and addressed and content not in head:
@@ -174,12 +189,12 @@ class ToolReader:
                     at = sure = other
                 elif shorter and at < 0:
                     sure = min(sure, len(text) - overlap(text, shorter))
-            elif first and text.lstrip()[: len(trigger)] == trigger[: len(text.lstrip())] and not scan.over:
-                at = len(text) - len(text.lstrip()) if text.lstrip().startswith(trigger) else -1
-                sure = 0
+            elif first and text.lstrip().startswith(trigger):
+                at = sure = len(text) - len(text.lstrip())
+            elif first and trigger.startswith(text.lstrip()) and not scan.over:  # it may come yet
+                at, sure = -1, 0
             else:
-                at = len(text) - len(text.lstrip()) if first and text.lstrip().startswith(trigger) else -1
-                first, sure = False, len(text) if at < 0 else at
+                first, at, sure = False, -1, len(text)
             kept = text[:sure].rstrip()  # spaces before a call, and those between two, are nobody's
             if called and not kept.strip():
                 kept = ""
@@ -276,9 +291,8 @@ class ToolReader:
                 yield from self._tagged(name, behind)
 
     def _begin(self, name: str, id_: str) -> None:
-        scan = self._scan
         self._index += 1
-        scan.kept = None
+        self._scan.kept = None
         self._calls.append(CallDelta(self._index, id_ or self._new_id(self._index), name))
 
     def _argue(self, text: str) -> None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from ..chat.message_reader import MessageReader
 from ..chat.response_format import parse_as
 from ..chat.tool import Tool, ToolCall, read_tools
-from ..chat.tool_reader import CallDelta, ToolReader
+from ..chat.tool_reader import CallDelta, Told, ToolReader, gathered
 from .completion import Completion, Piece, Timings, Usage
 from .request import FinishReason
 
@@ -73,9 +73,8 @@ class ChatCompletion:
         self._inside = inside
         self._reasoning: Reasoning | None = chat_format.reasoning if split_reasoning else None
         self._response_format = response_format
-        self._id = secrets.token_hex(
-            3
-        )  # of calls: with two digits for the call and one for the message nine, as some want
+        # Of calls: with two digits for the call and one for the message these are nine, as some templates want.
+        self._id = secrets.token_hex(3)
 
     def __repr__(self) -> str:
         return f"<ChatCompletion {self.content!r}>"
@@ -96,38 +95,35 @@ class ChatCompletion:
 
         It has "role", "content", and "reasoning_content" and "tool_calls" where there are any.
         """
+        told = self._told(index)
+        message: dict[str, Any] = {"role": "assistant", "content": told.content}
+        if told.reasoning:
+            message["reasoning_content"] = told.reasoning
+        if told.calls:
+            message["tool_calls"] = [call.as_dict() for call in gathered(told.calls)]
+        return message
+
+    def _told(self, index: int) -> Told:
+        """Return what there is of a message, as far as it is."""
         answer = self.completion.answers[index]
         reader = self._reader(index)
-        told = [reader.push(answer.text)]
-        if answer.finish_reason is not None:
-            told.append(reader.finish())
-        calls: list[ToolCall] = []
-        for delta in (delta for each in told for delta in each.calls):
-            if delta.index == len(calls):
-                calls.append(ToolCall(delta.id, delta.name))
-            calls[delta.index].arguments += delta.arguments
-        message: dict[str, Any] = {"role": "assistant", "content": "".join(each.content for each in told)}
-        if reasoning := "".join(each.reasoning for each in told):
-            message["reasoning_content"] = reasoning
-        if calls:
-            message["tool_calls"] = [call.as_dict() for call in calls]
-        return message
+        told = reader.push(answer.text)
+        return told if answer.finish_reason is None else told.followed_by(reader.finish())
 
     @property
     def tool_calls(self) -> list[ToolCall]:
         """The first message's calls of tools, as far as they are."""
-        described = ((call["id"], call["function"]) for call in self.message().get("tool_calls", ()))
-        return [ToolCall(id_, function["name"], function["arguments"]) for id_, function in described]
+        return gathered(self._told(0).calls)
 
     @property
     def content(self) -> str:
         """The first message's answer, as far as it is."""
-        return str(self.message()["content"])
+        return self._told(0).content
 
     @property
     def reasoning(self) -> str:
         """What was thought before it, as far as it is."""
-        return str(self.message().get("reasoning_content", ""))
+        return self._told(0).reasoning
 
     def parsed(self, index: int = 0) -> Any:
         """Wait for the end, and return an answer as what ``response_format`` says: of its type, or as JSON.
@@ -140,7 +136,7 @@ class ChatCompletion:
             raise ValueError(
                 f"the answer is not whole: it has ended as {answer.finish_reason and answer.finish_reason.value}"
             )
-        return parse_as(self._response_format, str(self.message(index)["content"]))
+        return parse_as(self._response_format, self._told(index).content)
 
     @property
     def finish_reason(self) -> FinishReason | None:
@@ -206,11 +202,11 @@ class ChatCompletion:
 
         def delta(piece: Piece) -> Delta | None:
             reader = readers[piece.index]
-            thought, content, calls = reader.push(piece.text)
+            told = reader.push(piece.text)
             reason = piece.finish_reason
             if reason is not None:
-                last = reader.finish()
-                thought, content, calls = thought + last.reasoning, content + last.content, calls + last.calls
+                told = told.followed_by(reader.finish())
+            thought, content, calls = told
             called[piece.index] = called[piece.index] or bool(calls)
             if reason is FinishReason.STOP and called[piece.index]:
                 reason = FinishReason.TOOL_CALLS
@@ -247,7 +243,7 @@ class Chat:
             try:
                 reply.result()
             finally:
-                self._messages.append(reply.message())
+                self._messages.append(_whole(reply.message()))
         return self._messages
 
     def say(self, content: str, **options: Any) -> ChatCompletion:
@@ -307,6 +303,20 @@ class Chat:
         messages = self.messages
         while messages and messages[-1]["role"] != "system" and messages.pop()["role"] != "user":
             pass
+
+
+def _whole(message: dict[str, Any]) -> dict[str, Any]:
+    """Return a message without the call in which it was cut off, if it was: no template could write that."""
+
+    def is_whole(call: dict[str, Any]) -> bool:
+        try:
+            return isinstance(json.loads(call["function"]["arguments"]), dict)
+        except ValueError:
+            return False
+
+    calls = [call for call in message.get("tool_calls", ()) if is_whole(call)]
+    rest = {key: value for key, value in message.items() if key != "tool_calls"}
+    return {**rest, "tool_calls": calls} if calls else rest
 
 
 def _called(call: ToolCall, tools: Sequence[Tool]) -> Any:
