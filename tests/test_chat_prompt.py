@@ -9,7 +9,8 @@ import pytest
 
 import offgrid_llama as og
 from offgrid_llama.chat import ChatTemplate, Part
-from offgrid_llama.chat.prompt import prompt_tokens
+from offgrid_llama.chat import prompt as prompt_module
+from offgrid_llama.chat.prompt import TextTokens, prompt_tokens
 
 VOCABULARIES = ("llama-bpe", "llama-spm", "phi-3", "qwen2", "deepseek-llm", "command-r", "gpt-2", "bert-bge")
 WORDS = ["Hello", " world", "\n", "  ", " ünï", "🦙", "1234", "\n\n"]
@@ -112,3 +113,33 @@ def test_bos_comes_once(llama_cpp_dir: Path) -> None:
         assert prompt_tokens(model.vocab, [Part("[INST] ", True), Part("hi", False)])[0] == 1
         assert prompt_tokens(model.vocab, [Part("<s>", False), Part("hi", True)])[1:].count(1) == 0
         assert prompt_tokens(model.vocab, []) == [1]
+
+
+def test_a_conversation_that_goes_on(smollm2: og.Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only what is new is tokenized, and the tokens are those of a conversation that was never seen."""
+    vocab, template = smollm2.vocab, ChatTemplate.of(smollm2)
+    asked: list[str] = []
+    known = TextTokens(vocab)
+    monkeypatch.setattr(known, "_vocab", _Watched(vocab, asked))
+    messages = [{"role": ("user", "assistant")[i % 2], "content": f"message {i}"} for i in range(21)]
+    for n in (19, 21):
+        asked.clear()
+        parts = template.parts(messages[:n])
+        assert prompt_tokens(vocab, parts, known) == prompt_tokens(vocab, parts)
+    assert asked == ["assistant\nmessage 19", "user\nmessage 20"]
+    asked.clear()
+    monkeypatch.setattr(prompt_module, "MOST_CHARACTERS", 40)
+    for text in ("a" * 20, "b" * 20, "c" * 20, "c" * 20, "a" * 20, "d" * 41, "d" * 41):
+        known(text)
+    assert [text[0] for text in asked] == ["a", "b", "c", "a", "d", "d"]
+
+
+class _Watched:
+    """A vocabulary that notes what it is asked for."""
+
+    def __init__(self, vocab: og.Vocab, asked: list[str]) -> None:
+        self._vocab, self._asked = vocab, asked
+
+    def tokenize(self, text: str, **options: bool) -> list[int]:
+        self._asked.append(text)
+        return self._vocab.tokenize(text, **options)

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import re
 import sys
+import threading
+from array import array
 from bisect import bisect_right
+from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING
@@ -15,17 +18,51 @@ if TYPE_CHECKING:
     from offgrid_llama.chat.template import Part
     from offgrid_llama.vocab import Vocab
 
-__all__ = ["prompt_tokens"]
+__all__ = ["TextTokens", "prompt_tokens"]
 
 _SPACES = " \t\n\v\f\r"  # of C's isspace()
 
+MOST_CHARACTERS = 4 * 2**20
+"""Of the texts whose tokens a TextTokens keeps; they take some two bytes each."""
 
-def prompt_tokens(vocab: Vocab, parts: Sequence[Part]) -> list[int]:
+
+class TextTokens:
+    """The token ids of texts between control tokens, which do not depend on what stands around them. Thread-safe.
+
+    A conversation that goes on has all of them but the last ones in common with the turn before; those used least recently go.
+    """
+
+    def __init__(self, vocab: Vocab) -> None:
+        self._vocab = vocab
+        self._lock = threading.Lock()
+        self._known: OrderedDict[str, array[int]] = OrderedDict()
+        self._n_characters = 0
+
+    def __call__(self, text: str) -> Sequence[int]:
+        """Return the token ids of a text, no control tokens among them; raises as ``Vocab.tokenize`` does."""
+        with self._lock:
+            known = self._known.get(text)
+            if known is not None:
+                self._known.move_to_end(text)
+                return known
+        tokens = array("i", self._vocab.tokenize(text, add_special=False))
+        with self._lock:
+            if text not in self._known and len(text) <= MOST_CHARACTERS:
+                self._known[text] = tokens
+                self._n_characters += len(text)
+                while self._n_characters > MOST_CHARACTERS:
+                    self._n_characters -= len(self._known.popitem(last=False)[0])
+        return tokens
+
+
+def prompt_tokens(vocab: Vocab, parts: Sequence[Part], known: TextTokens | None = None) -> list[int]:
     """Return the token ids of a prompt (``llama_tokenize``).
 
     They are those of the whole text with ``parse_special=True``, but for control tokens that are not the template's: in what
     came with the conversation, and across its borders, the same characters are text. The model's BOS is added where it wants
     one and the template wrote none.
+
+    ``known`` are the tokens of other prompts' texts, those between control tokens.
 
     Raises TokenizeError as ``Vocab.tokenize`` does.
     """
@@ -38,12 +75,10 @@ def prompt_tokens(vocab: Vocab, parts: Sequence[Part]) -> list[int]:
             begin = allowed.pop()[0] if allowed and allowed[-1][1] == at else at
             allowed.append((begin, at + len(part.text)))
         at += len(part.text)
-    if all(_inside(allowed, begin, end) for begin, end in _found(text, controls)):
-        tokens = vocab.tokenize(text, add_special=False, parse_special=True)
-    else:
-        tokens = []
-        for piece in _cut(vocab, text, allowed, controls):
-            tokens += [piece] if isinstance(piece, int) else vocab.tokenize(piece, add_special=False)
+    tokens: list[int] = []
+    of_text = known or TextTokens(vocab)
+    for piece in _cut(vocab, text, allowed, controls):
+        tokens += [piece] if isinstance(piece, int) else of_text(piece)
     if vocab.add_bos and vocab.bos is not None and tokens[:1] != [vocab.bos]:
         tokens.insert(0, vocab.bos)
     return tokens

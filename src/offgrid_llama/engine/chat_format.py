@@ -8,7 +8,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from ..chat.messages import plain_messages
-from ..chat.prompt import prompt_tokens
+from ..chat.prompt import TextTokens, prompt_tokens
 from ..chat.reasoning import find_reasoning, lark_around, opened
 from ..chat.template import ChatTemplate, Part
 from ..chat.tool import Tool, choose_tools, read_tools
@@ -76,6 +76,7 @@ class ChatFormat:
         self.template = template
         self.reasoning = find_reasoning(template)
         self._vocab = model.vocab
+        self._tokens = TextTokens(self._vocab)
         self.tools = find_tool_format(template, self.reasoning, self._vocab.control_tokens())
         marks = "".join(self.tools.texts)
         if self.reasoning is not None:
@@ -97,7 +98,7 @@ class ChatFormat:
         elif tools:
             plain = self._with_system(plain, tools_described(tools, self.tools))
         parts = self._parts(plain, continue_final_message, variables)
-        return Prompt(prompt_tokens(self._vocab, parts), *opened(parts, self.reasoning))
+        return Prompt(prompt_tokens(self._vocab, parts, self._tokens), *opened(parts, self.reasoning))
 
     def _parts(
         self, messages: Sequence[Mapping[str, Any]], continue_final_message: bool, variables: Mapping[str, Any]
