@@ -103,6 +103,25 @@ def test_heavy_packages_wait(name: str) -> None:
     assert not HEAVY & set(loaded)
 
 
+@pytest.mark.parametrize("name", ["offgrid_llama", "offgrid_llama.store"])
+def test_libllama_waits(name: str) -> None:
+    """A process that only asks others to run models, or looks for files, has no libllama in it."""
+    code = f"import sys, {name}; print(*sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    assert "offgrid_llama" in loaded
+    assert "offgrid_llama._capi" not in loaded
+
+
+def test_functions_that_have_the_name_of_their_module() -> None:
+    """They stay functions, whatever is imported, and in whichever order."""
+    code = (
+        "import offgrid_llama.quantize, offgrid_llama as og; og.Generation; og.MemoryPlan; from offgrid_llama import infill;"
+        "print(*(type(each).__name__ for each in (og.generate, og.quantize, og.memory_plan, infill, og.rpc, og.samplers)))"
+    )
+    kinds = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    assert kinds == ["function"] * 4 + ["module"] * 2
+
+
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_arguments_are_checked_with_exceptions(path: Path) -> None:
     """No check is an assert, which python -O takes away."""

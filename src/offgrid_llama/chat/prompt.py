@@ -29,7 +29,7 @@ MOST_CHARACTERS = 4 * 2**20
 class TextTokens:
     """The token ids of texts between control tokens, which do not depend on what stands around them. Thread-safe.
 
-    A conversation that goes on has all of them but the last ones in common with the turn before; those used least recently go.
+    A conversation that goes on has all but the last ones in common with the turn before. Those used least recently go.
     """
 
     def __init__(self, vocab: Vocab) -> None:
