@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 import pytest
+from serving import ALIAS, MODEL, Served, serving
 from twin import TOKENS, decode, write_tiny_llama
 
 import offgrid_llama as og
@@ -43,7 +44,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Leave out what ``--tiny`` asks for."""
-    real = {"smollm2", "smollm2_path", "gemma", "gemma_path"}
+    real = {"smollm2", "smollm2_path", "gemma", "gemma_path", "server", "served"}
     if config.getoption("--tiny"):
         items[:] = [item for item in items if not real & set(getattr(item, "fixturenames", ()))]
 
@@ -110,6 +111,20 @@ def run_child(child_command: list[str]) -> RunChild:
         )
 
     return run
+
+
+@pytest.fixture(scope="session")
+def server(smollm2_path: Path, gemma_path: Path) -> Iterator[Served]:
+    """A server with both real models, the second of which is loaded when it is asked for; do not harm it."""
+    del smollm2_path, gemma_path  # they are there
+    with serving(MODEL, "gemma-3-270m", "--alias", f"{ALIAS}={MODEL}") as served:
+        yield served
+
+
+@pytest.fixture(scope="session")
+def served(server: Served) -> str:
+    """The address of the server."""
+    return server.url
 
 
 @pytest.fixture(scope="session")

@@ -10,6 +10,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+SERVER = "http://127.0.0.1:11611"
 _BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
@@ -28,9 +29,13 @@ BLOCKS = [
 
 
 @pytest.mark.parametrize(("page", "code"), BLOCKS)
-def test_code_runs(page: Path, code: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each block of Python in the pages runs by itself, in an empty folder."""
+def test_code_runs(
+    page: Path, code: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> None:
+    """Each block of Python in the pages runs by itself, in an empty folder; what asks a server asks one that runs."""
     monkeypatch.chdir(tmp_path)
+    if SERVER in code:
+        code = code.replace(SERVER, request.getfixturevalue("served"))
     exec(compile(code, f"{page.name}", "exec", dont_inherit=True), {"__name__": "__main__"})
 
 

@@ -18,7 +18,7 @@ ORDER = [
     "backend", "threadpool", "rpc", "params", "gguf", "splits", "overrides", "store", "vocab", "saving", "placement",
     "model", "batch", "memory", "logits", "adapter", "state", "perf", "context", "custom", "sampling", "chain", "guide",
     "grammar", "sampling_params", "fast_sampling", "step", "memory_plan", "quantize", "embedding", "reranking", "generate",
-    "infill", "chat", "engine", "cli",
+    "infill", "chat", "engine", "worker", "server", "cli",
 ]  # fmt: skip
 PURE_ENGINE = {
     f"engine/{name}"
@@ -29,7 +29,8 @@ PURE_ENGINE = {
 STANDARD_LIBRARY_ONLY = {"errors", "text", "gbnf", "json_schema", "gguf_bytes", "replacing", *PURE_ENGINE}
 MAY_IMPORT_CAPI = set(ORDER[ORDER.index("_handle") : ORDER.index("generate")]) - {"store"}
 HEAVY = {
-    "numpy", "jinja2", "llguidance", "prompt_toolkit", "pydantic", "rich", "typer", "huggingface_hub", "filelock", "asyncio"
+    "numpy", "jinja2", "llguidance", "prompt_toolkit", "pydantic", "rich", "typer", "huggingface_hub", "filelock", "asyncio",
+    "fastapi", "starlette", "uvicorn", "msgspec", "prometheus_client",
 }  # fmt: skip
 
 FILES = sorted(path for path in PACKAGE.rglob("*.py"))
@@ -94,6 +95,16 @@ def test_pure_files_import_the_standard_library(name: str) -> None:
     assert others <= set(sys.stdlib_module_names)
 
 
+def test_the_server_leaves_models_to_its_workers() -> None:
+    """It imports what it says to them, and nothing that runs a model."""
+    for path in FILES:
+        if room(path) == "server":
+            assert ours(path) <= {"server", "worker", "store", "errors"}
+            assert not [
+                name for name in imports(path) if name.startswith("offgrid_llama.worker") and "frames" not in name
+            ]
+
+
 @pytest.mark.parametrize("name", ["offgrid_llama", "offgrid_llama.store", "offgrid_llama.chat"])
 def test_heavy_packages_wait(name: str) -> None:
     """Importing the library brings nothing heavy: numpy waits for the first logits, the rest for its own command."""
@@ -103,7 +114,7 @@ def test_heavy_packages_wait(name: str) -> None:
     assert not HEAVY & set(loaded)
 
 
-@pytest.mark.parametrize("name", ["offgrid_llama", "offgrid_llama.store"])
+@pytest.mark.parametrize("name", ["offgrid_llama", "offgrid_llama.store", "offgrid_llama.server.app"])
 def test_libllama_waits(name: str) -> None:
     """A process that only asks others to run models, or looks for files, has no libllama in it."""
     code = f"import sys, {name}; print(*sys.modules)"

@@ -8,7 +8,7 @@ import threading
 from array import array
 from bisect import bisect_right
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
@@ -35,34 +35,40 @@ class TextTokens:
     def __init__(self, vocab: Vocab) -> None:
         self._vocab = vocab
         self._lock = threading.Lock()
-        self._known: OrderedDict[str, array[int]] = OrderedDict()
+        self._known: OrderedDict[tuple[str, str], array[int]] = OrderedDict()
         self._n_characters = 0
 
-    def __call__(self, text: str) -> Sequence[int]:
-        """Return the token ids of a text, no control tokens among them; raises as ``Vocab.tokenize`` does."""
+    def __call__(self, text: str, salt: str = "") -> Sequence[int]:
+        """Return the token ids of a text, no control tokens among them; raises as ``Vocab.tokenize`` does.
+
+        Only texts of the same ``salt`` are known, so that how quick this is tells nothing of others.
+        """
+        key = (salt, text)
         with self._lock:
-            known = self._known.get(text)
+            known = self._known.get(key)
             if known is not None:
-                self._known.move_to_end(text)
+                self._known.move_to_end(key)
                 return known
         tokens = array("i", self._vocab.tokenize(text, add_special=False))
         with self._lock:
-            if text not in self._known and len(text) <= MOST_CHARACTERS:
-                self._known[text] = tokens
+            if key not in self._known and len(text) <= MOST_CHARACTERS:
+                self._known[key] = tokens
                 self._n_characters += len(text)
                 while self._n_characters > MOST_CHARACTERS:
-                    self._n_characters -= len(self._known.popitem(last=False)[0])
+                    self._n_characters -= len(self._known.popitem(last=False)[0][1])
         return tokens
 
 
-def prompt_tokens(vocab: Vocab, parts: Sequence[Part], known: TextTokens | None = None) -> list[int]:
+def prompt_tokens(
+    vocab: Vocab, parts: Sequence[Part], known: Callable[[str], Sequence[int]] | None = None
+) -> list[int]:
     """Return the token ids of a prompt (``llama_tokenize``).
 
     They are those of the whole text with ``parse_special=True``, but for control tokens that are not the template's: in what
     came with the conversation, and across its borders, the same characters are text. The model's BOS is added where it wants
     one and the template wrote none.
 
-    ``known`` are the tokens of other prompts' texts, those between control tokens.
+    ``known`` gives the tokens of the texts between control tokens, as TextTokens does.
 
     Raises TokenizeError as ``Vocab.tokenize`` does.
     """

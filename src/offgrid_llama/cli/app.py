@@ -21,6 +21,7 @@ from .options import Verbose
 from .quantize import quantize
 from .rpc_server import rpc_server
 from .run import run
+from .serve import serve
 from .tokenize import tokenize
 
 __all__ = ["app", "run_app"]
@@ -36,7 +37,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (run, chat, models, pull, remove, inspect, tokenize, quantize, rpc_server, doctor):
+for command in (run, chat, serve, models, pull, remove, inspect, tokenize, quantize, rpc_server, doctor):
     app.command(epilog=_EXITS)(command)
 
 

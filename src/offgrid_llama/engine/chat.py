@@ -12,7 +12,7 @@ from ..chat.message_reader import MessageReader
 from ..chat.response_format import parse_as
 from ..chat.tool import Tool, ToolCall, read_tools
 from ..chat.tool_reader import CallDelta, Told, ToolReader, gathered
-from .completion import Completion, Piece, Timings, Usage
+from .completion import Completion, Piece, Timings, TokenLogprobs, Usage
 from .request import FinishReason
 
 if TYPE_CHECKING:
@@ -37,6 +37,8 @@ class Delta:
         tool_calls: of calls of tools: the first of a call has its id and name, all more of its arguments.
         index: which of the ``n`` messages it is of.
         finish_reason: why the message ends with this delta; None before.
+        tokens: the token ids that have come since the message's last delta.
+        logprobs: for each of them, as those of Piece; empty unless asked for.
     """
 
     content: str = ""
@@ -44,6 +46,8 @@ class Delta:
     tool_calls: Sequence[CallDelta] = ()
     index: int = 0
     finish_reason: FinishReason | None = None
+    tokens: Sequence[int] = ()
+    logprobs: Sequence[TokenLogprobs] = ()
 
 
 class ChatCompletion:
@@ -199,6 +203,7 @@ class ChatCompletion:
         """Return what tells what a piece adds to its message; None is nothing yet."""
         readers = [self._reader(index) for index in range(len(self.completion.answers))]
         called = [False] * len(readers)
+        held: list[tuple[list[int], list[TokenLogprobs]]] = [([], []) for _ in readers]  # since the last delta
 
         def delta(piece: Piece) -> Delta | None:
             reader = readers[piece.index]
@@ -208,11 +213,15 @@ class ChatCompletion:
                 told = told.followed_by(reader.finish())
             thought, content, calls = told
             called[piece.index] = called[piece.index] or bool(calls)
+            tokens, logprobs = held[piece.index]
+            tokens += piece.tokens
+            logprobs += piece.logprobs
             if reason is FinishReason.STOP and called[piece.index]:
                 reason = FinishReason.TOOL_CALLS
             if reason is None and not thought and not content and not calls:
                 return None
-            return Delta(content, thought, calls, piece.index, reason)
+            held[piece.index] = ([], [])
+            return Delta(content, thought, calls, piece.index, reason, tokens, logprobs)
 
         return delta
 

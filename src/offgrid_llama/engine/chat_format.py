@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 from ..chat.messages import plain_messages
@@ -90,15 +90,19 @@ class ChatFormat:
         continue_final_message: bool,
         variables: Mapping[str, Any],
         tools: Sequence[Tool] = (),
+        *,
+        salt: str = "",
     ) -> Prompt:
-        """Return the prompt that a conversation makes."""
+        """Return the prompt that a conversation makes; its texts' tokens are kept for those with the same salt."""
         plain = tool_messages(plain_messages(messages), self.tools)
         if tools and self.tools.told:
             variables = {**variables, "tools": [tool.as_dict() for tool in tools]}
         elif tools:
             plain = self._with_system(plain, tools_described(tools, self.tools))
         parts = self._parts(plain, continue_final_message, variables)
-        return Prompt(prompt_tokens(self._vocab, parts, self._tokens), *opened(parts, self.reasoning))
+        return Prompt(
+            prompt_tokens(self._vocab, parts, partial(self._tokens, salt=salt)), *opened(parts, self.reasoning)
+        )
 
     def _parts(
         self, messages: Sequence[Mapping[str, Any]], continue_final_message: bool, variables: Mapping[str, Any]

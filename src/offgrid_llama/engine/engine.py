@@ -156,6 +156,7 @@ class Engine:
         logits_processors: Sequence[LogitsProcessor] = (),
         parse_special: bool = False,
         unparse_special: bool | Collection[int] = False,
+        cache_salt: str = "",
         _budget: Callable[[], Budget] | None = None,
     ) -> Completion:
         """Queue a prompt to be completed, and return its Completion at once. From any thread.
@@ -184,6 +185,8 @@ class Engine:
                 template needs.
             unparse_special: write control tokens of the answer as their text, all of them or these; by default they give
                 none.
+            cache_salt: requests with another one find nothing of what this one has computed, so that how fast it is tells
+                nobody what others have asked.
 
         Raises:
             ContextLengthError: the prompt does not fit into ``n_ctx_seq``, with room for a token.
@@ -197,6 +200,8 @@ class Engine:
         tokens = self._tokens(prompt, parse_special)
         number("n", n, 1)
         number("max_tokens", max_tokens, 1)
+        if not isinstance(cache_salt, str):
+            raise TypeError(f"cache_salt must be str, not {type(cache_salt).__name__}")
         if n_keep is not None:
             number("n_keep", n_keep, 0, self.n_ctx_seq - 2)
             if not self._can_shift:
@@ -225,6 +230,7 @@ class Engine:
                 request = Request(tokens, max_tokens, number("priority", priority, -(2**31)), samplers[-1])
                 request.n_keep = n_keep
                 request.processors = processors
+                request.salt = cache_salt
                 sampler = samplers[-1]
                 request.guided = isinstance(sampler, FastSampler) and sampler.guide is not None
                 if isinstance(sampler, FastSampler) and n_keep is not None:
@@ -314,7 +320,8 @@ class Engine:
         self._loop.check_open()
         chat_format = self._format(template)
         use = ToolUse.of(tools, tool_choice, parallel_tool_calls)
-        prompt = chat_format.prompt(messages, continue_final_message, variables or {}, use.tools)
+        salt = options.get("cache_salt", "")
+        prompt = chat_format.prompt(messages, continue_final_message, variables or {}, use.tools, salt=salt)
         budget = None
         if reasoning_budget is not None:
             prompt, budget = chat_format.limited(number("reasoning_budget", reasoning_budget, 0), prompt)

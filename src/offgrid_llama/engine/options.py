@@ -38,3 +38,4 @@ class RequestOptions(TypedDict, total=False):
     logits_processors: Sequence[LogitsProcessor]
     parse_special: bool
     unparse_special: bool | Collection[int]
+    cache_salt: str

@@ -103,6 +103,10 @@ class PrefixIndex(Generic[_H]):
                 break
         return found, node.holders.keys()
 
+    def begins(self) -> Set[int]:
+        """Return the first tokens of all texts."""
+        return self._root.children.keys()
+
     def begun_by(self, tokens: Iterable[int]) -> Iterator[tuple[_H, int]]:
         """Yield all whose whole text ``tokens`` begin with, each with its length, the shortest first."""
         wanted = array("i", tokens)

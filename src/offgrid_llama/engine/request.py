@@ -38,6 +38,7 @@ class Request:
             where it ends there.
         priority: requests of a larger one begin first, those of the same one in the order in which they came.
         sampler: how its tokens are chosen; only the runner looks at it.
+        salt: only requests of the same one begin with what another has computed.
         processors: what is done to its logits before; only the runner looks at them.
         guesser: guesses its next tokens by what was said before; None where nothing is guessed so.
         budget: how long it may think; None is as long as it likes.
@@ -55,6 +56,7 @@ class Request:
     max_tokens: int
     priority: int = 0
     sampler: Any = None
+    salt: str = ""
     processors: Sequence[Any] = ()
     guesser: Lookup | None = None
     budget: Budget | None = None

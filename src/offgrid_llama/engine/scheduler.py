@@ -370,7 +370,8 @@ class Scheduler:
             request = entry[2]
             if request.finish_reason is not None:
                 continue
-            taken = self._slots.take(request.prompt, min(request.max_tokens, self._n_ctx_seq - len(request.prompt)))
+            room = min(request.max_tokens, self._n_ctx_seq - len(request.prompt))
+            taken = self._slots.take(request.prompt, room, request.salt)
             if isinstance(taken, Taken):
                 request.seq, request.n_cached = taken.seq, taken.n_cached
                 self._running[request] = _Run(request, taken.seq, list(request.prompt[taken.n_cached :]))

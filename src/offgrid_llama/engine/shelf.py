@@ -6,7 +6,7 @@ tokens lie where, and how large each is; the runner has the data.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 
 from .operations import Forget, Spill
 from .prefixes import PrefixIndex
@@ -47,6 +47,10 @@ class Shelf:
         """Return the longest text here that ``tokens`` begin with, as its length and key; None where there is none."""
         found = [(length, key) for key, length in self._index.begun_by(tokens)]
         return max(found, default=None)
+
+    def begins(self) -> Set[int]:
+        """Return the first tokens of all texts."""
+        return self._index.begins()
 
     def length(self, key: int) -> int:
         """Return how many tokens a text has."""

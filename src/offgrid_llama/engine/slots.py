@@ -22,6 +22,9 @@ __all__ = ["Slots", "Taken", "Trim", "Wait"]
 SHORT_TAIL = 32
 """An idle slot that loses no more tokens than these is taken over, where it would be copied otherwise."""
 
+MOST_SALTED = 10_000
+"""First tokens of salted prompts that are remembered, before those are forgotten that nobody has any more."""
+
 WORTH = 16
 """A beginning of fewer tokens than these is neither waited for nor copied: computing it is as quick."""
 
@@ -87,6 +90,8 @@ class Slots:
         self._free = dict.fromkeys(range(n_seq_max))
         self._idle: dict[int, None] = {}  # the one that was used least recently first
         self._running: dict[int, None] = {}
+        self._salted: dict[tuple[str, int], int] = {}  # what stands for the first token of a prompt with a salt
+        self._n_salted = 0
 
     @property
     def n_free(self) -> int:
@@ -116,13 +121,27 @@ class Slots:
         """Return the tokens of a slot: of an idle one those in memory, of one in use the prompt."""
         return self._index.tokens(seq) if seq in self._index else []
 
-    def take(self, prompt: Sequence[int], room: int = 0) -> Taken | Wait:
+    def take(self, prompt: Sequence[int], room: int = 0, salt: str = "") -> Taken | Wait:
         """Give a slot to a request, which is to have room for so many tokens more.
 
-        At least the prompt's last token is left to compute, as its logits are needed.
+        At least the prompt's last token is left to compute, as its logits are needed. Nothing is found of what was computed
+        with another ``salt``: in the index, the first token is another one with each.
         """
         if not self._free and not self._idle:
             return Wait.SLOT
+        return self._take([self._salt(salt, prompt[0]), *prompt[1:]] if salt else prompt, room)
+
+    def _salt(self, salt: str, token: int) -> int:
+        """Return what stands for the first token of a prompt with a salt: a number that is no token, always the same."""
+        if (salt, token) not in self._salted:
+            if len(self._salted) >= MOST_SALTED:
+                begins = {*self._index.begins(), *self._shelf.begins()}
+                self._salted = {key: number for key, number in self._salted.items() if number in begins}
+            self._n_salted += 1
+            self._salted[salt, token] = -1 - self._n_salted
+        return self._salted[salt, token]
+
+    def _take(self, prompt: Sequence[int], room: int) -> Taken | Wait:
         most = len(prompt) - 1
         length, holders = self._index.longest(prompt)
         length = min(length, most)
@@ -141,7 +160,7 @@ class Slots:
             if source not in self._idle:
                 return Wait.SLOT
             self._evict(source)
-            return self.take(prompt, room)
+            return self._take(prompt, room)
         target, shared, operations = self._prepare(source, shared, key)
         operations[:0], self._evicted = self._evicted, []
         least = self._least[source] if source is not None and shared else 0

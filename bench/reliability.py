@@ -1,0 +1,250 @@
+"""What the server does when clients and workers misbehave, in numbers. It starts its own servers, on this machine.
+
+    python bench/reliability.py [--only disconnects|kills|overload|files] [--times N] [--seconds N] [--no-write]
+
+- disconnects: 1,000 clients that go away in the middle of a stream: milliseconds until the server has forgotten the request,
+  beside those of a step; sequences and tokens add up afterwards.
+- kills: `kill -9` of a worker during 64 streams, beside 8 of another model: how long until its streams have their error, whether
+  all others end, and how long until it answers again, beside what a load takes.
+- overload: ten times as many clients as there is room for, for 10 minutes: what they are told, and how memory goes.
+- files: 1,000 mutated GGUF files, each loaded by a request: what their clients are told, and whether anything else notices.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import signal
+import socket
+import statistics
+import sys
+import tempfile
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections import Counter
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import harness
+
+sys.path.append(str(harness.ROOT / "tests"))
+
+from serving import MODEL, Served, serving, wait_until  # noqa: E402
+
+OTHER = "gemma-3-270m"
+
+
+def post(served: Served, path: str, body: dict[str, Any], seconds: float = 300) -> tuple[int, str]:
+    """Return the status and the whole answer."""
+    data = json.dumps(body).encode()
+    request = urllib.request.Request(f"{served.url}{path}", data, {"Content-Type": "application/json"})
+    try:
+        with urllib.request.urlopen(request, timeout=seconds) as response:
+            return response.status, response.read().decode()
+    except urllib.error.HTTPError as error:
+        return error.code, error.read().decode()
+
+
+def asked(stream: bool = True, **more: Any) -> dict[str, Any]:
+    """Return a request for a long answer."""
+    message = {"role": "user", "content": "Tell a long story."}
+    return {"model": MODEL, "messages": [message], "stream": stream, "temperature": 1, "max_tokens": 2000, **more}
+
+
+def disconnects(times: int, _seconds: float) -> dict[str, Any]:
+    """Go away in the middle of streams."""
+    with serving(MODEL) as served:
+        host, port = served.url.removeprefix("http://").split(":")
+        data = json.dumps(asked()).encode()
+        head = "POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+        took = []
+        for _ in range(times):
+            with socket.create_connection((host, int(port))) as client:
+                client.sendall(f"{head}Content-Length: {len(data)}\r\n\r\n".encode() + data)
+                while b"content" not in client.recv(65536):
+                    pass
+                client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+            begin = time.perf_counter()
+            while served.metric("offgrid_llama_engine_running"):
+                pass
+            took.append(1000 * (time.perf_counter() - begin))
+        begin, steps = time.perf_counter(), served.metric("offgrid_llama_engine_steps_total")
+        post(served, "/v1/chat/completions", asked(stream=False, max_tokens=100))
+        step = 1000 * (time.perf_counter() - begin) / (served.metric("offgrid_llama_engine_steps_total") - steps)
+        cuts = statistics.quantiles(took, n=100)
+        return {
+            "times": times, "ms until it is free: median": statistics.median(took), "99th percentile": cuts[98],
+            "largest": max(took), "ms of a step": step, "running afterwards": served.metric("offgrid_llama_engine_running"),
+            "restarts": served.metric("offgrid_llama_worker_restarts_total"),
+        }  # fmt: skip
+
+
+def kills(times: int, _seconds: float) -> dict[str, Any]:
+    """Kill a worker in the middle of streams."""
+    found: dict[str, list[float]] = {"seconds to the error": [], "seconds to ready": [], "seconds of a load": []}
+    ended = 0
+    with serving(MODEL, OTHER, "--n-ctx", "16384") as served:
+        post(served, "/v1/completions", {"model": OTHER, "prompt": "a", "max_tokens": 1})
+        for round_ in range(times):
+            post(served, f"/models/unload/{MODEL}", {})
+            begin = time.perf_counter()
+            post(served, f"/models/load/{MODEL}", {})
+            found["seconds of a load"].append(time.perf_counter() - begin)
+            pid = next(
+                pid for pid in served.worker_pids() if MODEL in Path(f"/proc/{pid}/cmdline").read_bytes().decode()
+            )
+            killed, errors, begun = [0.0], [], threading.Barrier(17)  # 8 of each model run; the others wait
+
+            def stream(path: str, body: dict[str, Any], wait: bool, begun: Any = begun, errors: Any = errors,
+                       killed: Any = killed) -> str:  # fmt: skip
+                data = json.dumps(body).encode()
+                request = urllib.request.Request(f"{served.url}{path}", data, {"Content-Type": "application/json"})
+                last, n = "", 0
+                try:
+                    with urllib.request.urlopen(request, timeout=300) as response:
+                        for line in response:
+                            if line.startswith(b"data: "):
+                                last, n = line.decode().strip(), n + 1
+                                if n == 3 and wait:
+                                    begun.wait(120)
+                except urllib.error.HTTPError as error:
+                    last = error.read().decode()
+                if "error" in last and path.endswith("chat/completions"):
+                    errors.append(time.perf_counter() - killed[0])
+                return last
+
+            with ThreadPoolExecutor(72) as pool:
+                first = [
+                    pool.submit(stream, "/v1/chat/completions", asked(seed=i + 100 * round_), True) for i in range(8)
+                ]
+                text = {"model": OTHER, "prompt": "Once", "max_tokens": 300, "stream": True}
+                others = [pool.submit(stream, "/v1/completions", {**text, "seed": i}, True) for i in range(8)]
+                time.sleep(0.2)
+                waiting = [
+                    pool.submit(stream, "/v1/chat/completions", asked(seed=i + 50 + 100 * round_, max_tokens=8), False)
+                    for i in range(56)
+                ]
+                begun.wait(120)
+                killed[0] = time.perf_counter()
+                os.kill(pid, signal.SIGKILL)
+                ended += sum("DONE" in each.result() for each in others)
+                if sum("worker_died" in each.result() for each in first) != 8:
+                    sys.exit(f"streams of a dead worker: {[each.result() for each in first]}")
+                answered = Counter("DONE" in each.result() for each in waiting)
+                print(f"  of 56 that waited {answered[True]} were answered", file=sys.stderr)
+                found["seconds to the error"].append(max(errors[:8]))
+            begin = killed[0]
+            wait_until(lambda: served.models()[MODEL]["status"] == "ready", 60)
+            post(served, "/v1/chat/completions", asked(stream=False, max_tokens=1))
+            found["seconds to ready"].append(time.perf_counter() - begin)
+    return {"times": times, "streams of the other model that ended": f"{ended} of {8 * times}"} | {
+        name: harness.median_range(values) for name, values in found.items()
+    }
+
+
+def overload(_times: int, seconds: float) -> dict[str, Any]:
+    """Ask for ten times as much as there is room for."""
+    room = 16
+    statuses: Counter[int] = Counter()
+    memory: list[tuple[float, float]] = []
+    with serving(MODEL, environment={"OFFGRID_LLAMA_MAX_QUEUE": str(room)}) as served:
+        end = time.monotonic() + seconds
+
+        def client(number: int) -> None:
+            i = 0
+            while time.monotonic() < end:
+                i += 1
+                status, _ = post(
+                    served, "/v1/chat/completions", asked(stream=False, max_tokens=24, seed=1000 * number + i)
+                )
+                statuses[status] += 1
+                if status != 200:
+                    time.sleep(0.2)
+
+        with ThreadPoolExecutor(10 * room) as pool:
+            running = [pool.submit(client, number) for number in range(10 * room)]
+            while any(not each.done() for each in running):
+                own = int(Path(f"/proc/{served.pid}/statm").read_text(encoding="ascii").split()[1]) * 4096
+                memory.append((own, served.metric("offgrid_llama_worker_memory_bytes")))
+                time.sleep(1)
+            for each in running:
+                each.result()
+    third = len(memory) // 3
+
+    def grown(which: int) -> str:
+        return f"{max(m[which] for m in memory[: 2 * third]):,.0f} to {max(m[which] for m in memory[2 * third :]):,.0f}"
+
+    return {
+        "seconds": seconds, "clients": 10 * room, "room": room, "answers by status": dict(statuses),
+        "bytes of the HTTP process, in the first two thirds and the last": grown(0), "bytes of the worker": grown(1),
+    }  # fmt: skip
+
+
+def files(times: int, _seconds: float) -> dict[str, Any]:
+    """Ask for models whose files are damaged."""
+    from twin import tiny_llama, write_gguf
+
+    with tempfile.TemporaryDirectory() as folder:
+        keys, tensors = tiny_llama()[:2]
+        whole = Path(folder) / "whole.gguf"
+        write_gguf(whole, keys, tensors)
+        data = whole.read_bytes()
+        head = data.index(next(iter(tensors)).encode())
+        models = []
+        for case in range(times):
+            rng = random.Random(case)
+            bad = bytearray(data)
+            for _ in range(rng.randint(1, 4)):
+                bad[rng.randrange(head + 2000)] = rng.randrange(256)
+            path = Path(folder) / f"m{case}.gguf"
+            path.write_bytes(bad)
+            models.append(f"m{case}={path}")
+        settings = Path(folder) / "settings.toml"
+        listed = ", ".join(json.dumps(model) for model in [MODEL, *models])
+        settings.write_text(f"models = [{listed}]\nmemory_budget = 2_000_000_000\n", encoding="utf-8")
+        found: Counter[str] = Counter()
+        with serving("--config", str(settings)) as served:
+            for case in range(times):
+                body = {"model": f"m{case}", "prompt": [5, 6], "max_tokens": 2}
+                status, text = post(served, "/v1/completions", body)
+                code = "" if status == 200 else json.loads(text)["error"]["code"]
+                found[f"{status} {code}".strip()] += 1
+                if case % 50 == 0:
+                    post(served, "/v1/chat/completions", asked(stream=False, max_tokens=1))
+            restarts = served.metric("offgrid_llama_worker_restarts_total")
+            alive = served.process.poll() is None
+    return {"files": times, "answers": dict(found), "workers that died": restarts, "the server lives": alive}
+
+
+SECTIONS: dict[str, tuple[Callable[[int, float], dict[str, Any]], int]] = {
+    "disconnects": (disconnects, 1000), "kills": (kills, 5), "overload": (overload, 0), "files": (files, 1000),
+}  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", choices=SECTIONS)
+    parser.add_argument("--times", type=int)
+    parser.add_argument("--seconds", type=float, default=600)
+    parser.add_argument("--no-write", action="store_true")
+    args = parser.parse_args()
+    path = harness.REPORTS / "reliability.json"
+    data = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"results": {}}
+    for name in [args.only] if args.only else SECTIONS:
+        section, usual = SECTIONS[name]
+        data["results"][name] = section(args.times or usual, args.seconds) | {"date": harness.environment()["date"]}
+        print(json.dumps({name: data["results"][name]}, indent=1))
+    data["environment"] = harness.environment()
+    rows = [[name, key, json.dumps(value)] for name, found in data["results"].items() for key, value in found.items()]
+    body = harness.table(["section", "figure", "seen"], rows)
+    harness.report("reliability", "Reliability", data, body, write=not args.no_write)
+
+
+if __name__ == "__main__":
+    main()

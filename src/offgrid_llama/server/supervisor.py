@@ -1,0 +1,380 @@
+"""Supervisor: which models are loaded, who waits for one, and what happens when a worker dies.
+
+A model is loaded by the first request that needs it. Where memory is short the one used least recently leaves, once the
+requests that are with it have ended; those that come for it meanwhile wait for their turn behind those who wait already.
+So a switch loses nobody, and nobody starves.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import logging
+import os
+from collections import OrderedDict
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+from time import monotonic
+from typing import Any
+
+import msgspec
+
+from .. import store
+from ..errors import StoreError
+from .errors import ApiError, busy
+from .settings import ModelSettings, Settings
+from .worker_process import Request, WorkerDied, WorkerProcess
+
+__all__ = ["Entry", "Supervisor", "fingerprint"]
+
+_logger = logging.getLogger("offgrid_llama.server")
+
+QUIET = 60.0
+"""Seconds after which a death is forgotten."""
+LONGEST_BACKOFF = 60.0
+MOST_SUSPECTS = 1024
+STRIKES = 2
+"""A request that was with a worker at so many deaths is refused from then on."""
+OVERHEAD = 400 * 2**20
+"""What a worker takes besides its file, as long as nobody knows better: KV cache, buffers, Python."""
+
+
+class Entry:
+    """A model that the server has.
+
+    Attributes:
+        settings: what was said of it.
+        worker: its process, if it has one.
+        leaving: whether that is to end as soon as nobody uses it.
+        n_users: requests that are with it.
+        n_waiting: requests that wait for it.
+    """
+
+    def __init__(self, settings: ModelSettings) -> None:
+        self.settings = settings
+        self.worker: WorkerProcess | None = None
+        self.leaving = False
+        self.n_users = 0
+        self.n_waiting = 0
+        self.used_at = monotonic()
+        self.n_deaths = 0  # lately
+        self.died_at = 0.0
+        self.error: ApiError | None = None  # of the last load
+        self.n_bytes: int | None = None  # that it has taken when it was loaded
+        self.loading: asyncio.Task[WorkerProcess] | None = None
+        self.idle = asyncio.Event()
+        self.idle.set()
+
+    @property
+    def name(self) -> str:
+        """What clients call it."""
+        return self.settings.name
+
+    @property
+    def ready(self) -> bool:
+        """Whether it answers at once."""
+        return self.worker is not None and self.loading is None and not self.leaving
+
+    @property
+    def status(self) -> str:
+        """ "ready", "loading", "unloading", "failed" or "unloaded"."""
+        if self.loading is not None:
+            return "loading"
+        if self.worker is not None:
+            return "unloading" if self.leaving else "ready"
+        return "failed" if self.error is not None else "unloaded"
+
+    def backoff(self) -> float:
+        """Return how many seconds it is to be left alone after its deaths."""
+        if monotonic() - self.died_at > QUIET:
+            self.n_deaths = 0
+        pause = 0.0 if self.n_deaths <= 1 else min(2.0 ** (self.n_deaths - 2), LONGEST_BACKOFF)
+        return max(0.0, self.died_at + pause - monotonic())
+
+
+class Supervisor:
+    """The models, by name.
+
+    Args:
+        settings: of the server.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self.entries = {model.name: Entry(model) for model in settings.models}
+        self._by_name = {
+            name: self.entries[model.name] for model in settings.models for name in (model.name, *model.aliases)
+        }
+        self._budget = settings.memory_budget or 3 * _memory() // 4
+        self._switch = asyncio.Lock()
+        self._suspects: OrderedDict[bytes, int] = OrderedDict()
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self.n_restarts = 0
+        self.closed = False
+
+    def start(self) -> None:
+        """Load what is to be there from the beginning, and look for models that nobody uses."""
+        for entry in self.entries.values():
+            if entry.settings.preload:
+                self._spawn(self._preload(entry))
+        if self._settings.idle_seconds:
+            self._spawn(self._unload_idle())
+
+    def find(self, name: str | None) -> Entry:
+        """Return the model that a request names, or the first one. Raises ApiError for one that there is not."""
+        if name is None and self.entries:
+            return next(iter(self.entries.values()))
+        entry = self._by_name.get(name or "")
+        if entry is None:
+            known = ", ".join(self.entries) or "there is none"
+            raise ApiError(
+                404, f"the model {name!r:.140} does not exist here ({known})", code="model_not_found", param="model"
+            )
+        return entry
+
+    @property
+    def ready(self) -> bool:
+        """Whether all models that are to be there are."""
+        return all(entry.ready for entry in self.entries.values() if entry.settings.preload)
+
+    # Using one ------------------------------------------------------------------------------------------------------------
+
+    @asynccontextmanager
+    async def use(self, entry: Entry) -> AsyncIterator[WorkerProcess]:
+        """Give the worker of a model, once it is loaded, and keep it there until the block ends."""
+        entry.n_waiting += 1
+        try:
+            while not entry.ready:
+                await self._load(entry)
+        finally:
+            entry.n_waiting -= 1
+        worker = entry.worker
+        if worker is None:
+            raise WorkerDied(entry.name)
+        entry.n_users += 1
+        entry.idle.clear()
+        try:
+            yield worker
+        finally:
+            entry.n_users -= 1
+            entry.used_at = monotonic()
+            if not entry.n_users:
+                entry.idle.set()
+
+    async def ask(self, entry: Entry, make: Callable[[int], Any], print_: bytes) -> AsyncIterator[Any]:
+        """Send a request to a model, and give the frames that come of it.
+
+        Where its worker dies before anything has come it is asked once more. ``print_`` is the request's fingerprint: one
+        that was there at two deaths is refused. What is left when the iteration ends is cancelled.
+        """
+        for attempt in range(STRIKES):
+            if self._suspects.get(print_, 0) >= STRIKES:
+                raise ApiError(
+                    500, "this request was under way at two deaths of its worker; it is not tried again",
+                    code="request_quarantined",
+                )  # fmt: skip
+            async with self.use(entry) as worker:
+                request = worker.ask(make)
+                try:
+                    async for frame in _frames(request):
+                        yield frame
+                    self._suspects.pop(print_, None)
+                    return
+                except WorkerDied:
+                    self._strike(print_)
+                    if request.begun or attempt == STRIKES - 1 or self.closed:
+                        raise
+                finally:
+                    worker.forget(request)
+
+    def _strike(self, print_: bytes) -> None:
+        self._suspects[print_] = self._suspects.pop(print_, 0) + 1
+        while len(self._suspects) > MOST_SUSPECTS:
+            self._suspects.popitem(last=False)
+
+    # Loading and unloading ------------------------------------------------------------------------------------------------
+
+    async def _load(self, entry: Entry) -> None:
+        """Load a model, or wait for whoever does."""
+        if self.closed:
+            raise busy(503, "the server is stopping", "stopping", 5)
+        if entry.loading is None:
+            if pause := entry.backoff():
+                error = entry.error
+                reason = f": {error.message}" if error is not None else ""
+                raise busy(503, f"{entry.name} has failed{reason}; it is tried again later", "model_failed", pause)
+            entry.loading = asyncio.create_task(self._switch_to(entry))
+            self._keep(entry.loading)
+            entry.loading.add_done_callback(lambda task: task.cancelled() or task.exception())
+        await asyncio.shield(entry.loading)
+
+    async def _switch_to(self, entry: Entry) -> WorkerProcess:
+        try:
+            async with self._switch:
+                await self._leave(entry)  # it may be on its way out itself
+                await self._make_room(entry)
+                worker = WorkerProcess(entry.name, await self._spec(entry), self._died)
+                entry.worker = worker
+                begin = monotonic()
+                _logger.info("loading %s", entry.name)
+                try:
+                    await worker.start(self._settings.load_seconds, self._settings.worker_seconds)
+                except BaseException:
+                    entry.worker = None
+                    raise
+                entry.error, entry.used_at = None, monotonic()
+                entry.n_bytes = worker.rss_bytes or None
+                _logger.info("%s is ready after %.2f s (pid %s)", entry.name, monotonic() - begin, worker.pid)
+                return worker
+        except ApiError as error:
+            entry.error = error
+            self._count_death(entry)
+            _logger.error("%s", error.message)
+            raise
+        finally:
+            entry.loading = None
+
+    async def _make_room(self, entry: Entry) -> None:
+        """Let models leave until there is room for one."""
+        while True:
+            loaded = [each for each in self.entries.values() if each.worker is not None and each is not entry]
+            taken = sum(max(each.worker.rss_bytes if each.worker else 0, each.n_bytes or 0) for each in loaded)
+            if not loaded or taken + self._size(entry) <= self._budget:
+                return
+            some = [each for each in loaded if not each.settings.keep]
+            if not some:
+                raise busy(503, f"there is no memory for {entry.name} beside those that stay", "no_memory", 30)
+            await self._leave(min(some, key=lambda each: (each.n_users > 0, each.used_at)))
+
+    async def _leave(self, entry: Entry) -> None:
+        """Unload a model once nobody uses it."""
+        worker = entry.worker
+        if worker is None:
+            return
+        entry.leaving = True
+        try:
+            await entry.idle.wait()
+            if entry.worker is worker:
+                entry.worker = None
+                await worker.stop()
+                _logger.info("%s was unloaded", entry.name)
+        finally:
+            entry.leaving = False
+
+    async def load(self, entry: Entry) -> None:
+        """Load a model, if it is not."""
+        while not entry.ready:
+            await self._load(entry)
+
+    async def unload(self, entry: Entry) -> None:
+        """Unload a model, once nobody uses it, if it is loaded."""
+        async with self._switch:
+            await self._leave(entry)
+
+    async def _spec(self, entry: Entry) -> dict[str, Any]:
+        """Return the arguments of the worker's Service. Raises ApiError where there is no such file."""
+        settings = entry.settings
+        try:
+            file = await asyncio.to_thread(store.resolve, settings.model or settings.name)
+            draft = None if settings.draft is None else str(await asyncio.to_thread(store.resolve, settings.draft))
+            template = None if settings.template is None else await asyncio.to_thread(_read_text, settings.template)
+        except (StoreError, OSError) as error:
+            raise ApiError(503, f"{entry.name} cannot be loaded: {error}", code="model_not_loaded") from error
+        engine = {
+            "n_ctx": settings.n_ctx, "n_seq_max": settings.n_parallel, "n_threads": settings.n_threads, "draft": draft,
+            **settings.engine, "max_queue": self._settings.max_queue,
+        }  # fmt: skip
+        model = dict(settings.load)
+        if settings.n_gpu_layers is not None:
+            model["n_gpu_layers"] = settings.n_gpu_layers
+        said = {name: value for name, value in engine.items() if value is not None}
+        return {
+            "file": str(file),
+            "engine": said,
+            "model": model,
+            "sampling": dict(settings.sampling),
+            "template": template,
+        }
+
+    def _size(self, entry: Entry) -> int:
+        if entry.n_bytes is not None:
+            return entry.n_bytes
+        with suppress(StoreError, OSError):
+            return store.resolve(entry.settings.model or entry.name, download=False).stat().st_size + OVERHEAD
+        return OVERHEAD
+
+    # When a worker dies -----------------------------------------------------------------------------------------------------
+
+    def _died(self, worker: WorkerProcess) -> None:
+        entry = next((each for each in self.entries.values() if each.worker is worker), None)
+        if entry is None:
+            return
+        entry.worker = None
+        self.n_restarts += 1
+        if entry.loading is None:
+            self._count_death(entry)
+            if not self.closed:
+                self._spawn(self._preload(entry))
+
+    def _count_death(self, entry: Entry) -> None:
+        entry.backoff()  # which forgets those of long ago
+        entry.n_deaths += 1
+        entry.died_at = monotonic()
+
+    async def _preload(self, entry: Entry) -> None:
+        """Load a model, and try again for as long as it takes."""
+        while not self.closed and not entry.ready:
+            await asyncio.sleep(entry.backoff())
+            with suppress(ApiError):
+                await self._load(entry)
+
+    async def _unload_idle(self) -> None:
+        limit = self._settings.idle_seconds
+        while True:
+            await asyncio.sleep(min(limit / 4, 30))
+            for entry in self.entries.values():
+                unused = not entry.n_users and not entry.n_waiting and monotonic() - entry.used_at > limit
+                if entry.ready and unused and not entry.settings.keep:
+                    await self.unload(entry)
+
+    def _spawn(self, work: Any) -> None:
+        self._keep(asyncio.create_task(work))
+
+    def _keep(self, task: asyncio.Task[Any]) -> None:
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def close(self) -> None:
+        """End all workers."""
+        self.closed = True
+        for task in list(self._tasks):
+            task.cancel()
+        workers = [entry.worker for entry in self.entries.values() if entry.worker is not None]
+        await asyncio.gather(*(worker.stop() for worker in workers), return_exceptions=True)
+
+
+async def _frames(request: Request) -> AsyncIterator[Any]:
+    from ..worker.frames import Answered, Result
+
+    while True:
+        for frame in await request.next():
+            yield frame
+            if isinstance(frame, (Answered, Result)):
+                return
+
+
+def fingerprint(model: str, request: Any) -> bytes:
+    """Return what tells a request from others."""
+    return hashlib.sha256(model.encode() + b"\0" + msgspec.msgpack.encode(request)).digest()
+
+
+def _memory() -> int:
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (ValueError, OSError):
+        return 2**63
+
+
+def _read_text(file: str) -> str:
+    return Path(file).read_text(encoding="utf-8")

@@ -1,0 +1,96 @@
+"""The worker's process: ``python -m offgrid_llama.worker FD SPEC``. It owns one model, and ends with the server.
+
+FD is its end of a socket pair, SPEC the path and arguments of Service as JSON. Whatever kills this process, by an abort, a
+segmentation fault or for want of memory, kills no other.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import resource
+import socket
+import sys
+from contextlib import suppress
+from typing import Any
+
+from . import frames
+from .frames import Channel
+from .service import Service, failure
+
+HEARTBEAT = 1.0
+"""Seconds between two."""
+
+
+async def main(fd: int, spec: dict[str, Any]) -> None:
+    """Load the model, and answer until the server says so, or is gone."""
+    reader, writer = await asyncio.open_connection(sock=socket.socket(fileno=fd))
+    channel = Channel(reader, writer, frames.ToWorker)
+    loop = asyncio.get_running_loop()
+    service: Service | None = None
+
+    def progress(fraction: float) -> None:
+        loop.call_soon_threadsafe(channel.send, frames.Loading(fraction))
+
+    async def beat() -> None:
+        while True:
+            channel.send(frames.Heartbeat(rss_bytes(), {} if service is None else service.stats()))
+            await asyncio.sleep(HEARTBEAT)
+
+    beating = asyncio.create_task(beat())
+    loading = loop.run_in_executor(None, lambda: Service(**spec, progress=progress))
+    listening = asyncio.ensure_future(channel.receive())
+    await asyncio.wait([loading, listening], return_when=asyncio.FIRST_COMPLETED)
+    if not loading.done():  # the server is gone, or does not want it any more
+        channel.close()
+        _exit()
+    try:
+        service = loading.result()
+    except Exception as error:
+        channel.send(failure(0, error))
+        channel.close()
+        await asyncio.wait_for(writer.wait_closed(), 5)
+        return
+    channel.send(frames.Loaded(service.info()))
+    channel.send(frames.Heartbeat(rss_bytes(), service.stats()))
+    try:
+        await _serve(service, channel, listening)
+    finally:
+        beating.cancel()
+        channel.close()
+        service.close()
+
+
+async def _serve(service: Service, channel: Channel, listening: asyncio.Future[Any]) -> None:
+    tasks: dict[int, asyncio.Task[None]] = {}
+    while (received := await listening) is not None:
+        for frame in received:
+            if isinstance(frame, frames.Stop):
+                return
+            if isinstance(frame, frames.Cancel):
+                if frame.id in tasks:
+                    tasks[frame.id].cancel()
+                continue
+            does = service.generate if isinstance(frame, frames.Generate) else service.call
+            task = asyncio.create_task(does(frame, channel))
+            tasks[frame.id] = task
+            task.add_done_callback(lambda _, id_=frame.id: tasks.pop(id_, None))
+        listening = asyncio.ensure_future(channel.receive())
+
+
+def rss_bytes() -> int:
+    """Return the memory that this process has, in bytes."""
+    with suppress(OSError), open("/proc/self/statm", encoding="ascii") as file:
+        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def _exit() -> None:
+    """End at once: a load that is under way cannot be waited for."""
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    asyncio.run(main(int(sys.argv[1]), json.loads(sys.argv[2])))
