@@ -4,8 +4,8 @@
 
 - disconnects: 1,000 clients that go away in the middle of a stream: milliseconds until the server has forgotten the request,
   beside those of a step; sequences and tokens add up afterwards.
-- kills: `kill -9` of a worker during 64 streams, beside 8 of another model: how long until its streams have their error, whether
-  all others end, and how long until it answers again, beside what a load takes.
+- kills: `kill -9` of a worker during 64 streams, beside 8 of another model: how long until its streams have their error,
+  whether all others end, and how long until it answers again, beside what a load takes.
 - overload: ten times as many clients as there is room for, for 10 minutes: what they are told, and how memory goes.
 - files: 1,000 mutated GGUF files, each loaded by a request: what their clients are told, and whether anything else notices.
 """
@@ -35,7 +35,7 @@ import harness
 
 sys.path.append(str(harness.ROOT / "tests"))
 
-from serving import MODEL, Served, serving, wait_until  # noqa: E402
+from serving import MODEL, Served, serving, wait_until
 
 OTHER = "gemma-3-270m"
 
@@ -99,7 +99,8 @@ def kills(times: int, _seconds: float) -> dict[str, Any]:
             pid = next(
                 pid for pid in served.worker_pids() if MODEL in Path(f"/proc/{pid}/cmdline").read_bytes().decode()
             )
-            killed, errors, begun = [0.0], [], threading.Barrier(17)  # 8 of each model run; the others wait
+            errors: list[float] = []
+            killed, begun = [0.0], threading.Barrier(17)  # 8 of each model run; the others wait
 
             def stream(path: str, body: dict[str, Any], wait: bool, begun: Any = begun, errors: Any = errors,
                        killed: Any = killed) -> str:  # fmt: skip

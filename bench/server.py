@@ -39,10 +39,10 @@ from peers import Peers
 OURS, LLAMA_SERVER, PYTHON = "offgrid_llama", "llama-server", "llama_cpp.server"
 N_TOKENS, N_TURNS, N_PARALLEL, N_CTX_EACH = 48, 4, 16, 1024
 SYSTEM = (
-    "You are the assistant of a small harbour town's tourist office. You answer in full sentences, you are friendly, and you "
-    "never say more than you know. The town has a lighthouse, which is open on Sundays from ten to four, a market hall with "
-    "bread, onions and smoked fish, a ferry to the island at nine and at two that takes twenty minutes, and a museum of "
-    "ropes and knots in the old net loft. The train from the capital takes two hours and comes five times a day. Dogs are "
+    "You are the assistant of a small harbour town's tourist office. You answer in full sentences, you are friendly, and "
+    "you never say more than you know. The town has a lighthouse, which is open on Sundays from ten to four, a market hall "
+    "with bread, onions and smoked fish, a ferry to the island at nine and at two that takes twenty minutes, and a museum "
+    "of ropes and knots in the old net loft. The train from the capital takes two hours and comes five times a day. Dogs are "
     "welcome on the beach before eight in the morning and after six in the evening. The best month to come is June, when "
     "the lupins are out; in November it rains. The hotel at the quay has twelve rooms and a cat that is called Admiral."
 )
@@ -73,7 +73,7 @@ class Server:
             flags = f"--n-ctx {n_ctx} --n-parallel {N_PARALLEL} --n-threads {t} --port {self.port}"
             return [sys.executable, "-m", "offgrid_llama.cli", "serve", f"model={self.file}", *flags.split()]
         if self.side == LLAMA_SERVER:
-            flags = f"-t {t} -c {n_ctx} -np {N_PARALLEL} -b 2048 -ub 512 -fa on --host 127.0.0.1 --port {self.port} --no-webui"
+            flags = f"-t {t} -c {n_ctx} -np {N_PARALLEL} -b 2048 -ub 512 -fa on --port {self.port} --no-webui"
             return [self.peers.bin / "llama-server", "-m", self.file, *flags.split()]
         flags = (
             f"--n_ctx {N_CTX_EACH} --n_threads {t} --n_threads_batch {t} --flash_attn true --interrupt_requests false "
@@ -160,14 +160,14 @@ def end_tokens(file: Path) -> list[int]:
         return sorted(model.vocab.eog_tokens())
 
 
-def load(server: Server, n_clients: int, seed: int) -> dict[str, float]:
+def load(server: Server, n_clients: int) -> dict[str, float]:
     """Return the speed and times of clients that ask at once."""
     firsts: list[float] = []
     counts: list[int] = []
 
     async def client(number: int) -> None:
         for turn in range(N_TURNS):
-            at = (number * N_TURNS + turn + seed) % len(QUESTIONS)
+            at = (number * N_TURNS + turn) % len(QUESTIONS)
             begin, times = await server.ask(f"{number}.{turn}: Tell me about the {QUESTIONS[at]}.", N_TOKENS)
             firsts.append(times[0] - begin)
             counts.append(N_TOKENS)
@@ -217,43 +217,41 @@ def main() -> None:
     for model, file in harness.resolve(args.model).items():
         chat = "gemma-3-270m" not in model
         ends = end_tokens(file)
-        seeds = {"n": 0}
 
         def take(side: str, n: int, file: Path = file, chat: bool = chat, ends: list[int] = ends) -> Any:
             server = Server(side, file, chat, args.threads, peers)
             server.ends = ends
             with server.run():
                 begun = start_to_answer(server)
-                found = load(server, n, seeds["n"]) | {"start": begun}
+                found = load(server, n) | {"start": begun}
             print(f"  {side}, {n}: {found}", file=sys.stderr)
             return found
 
         for n in args.clients:
             sides = (OURS, LLAMA_SERVER) if n == 1 else (OURS, LLAMA_SERVER, PYTHON)
             samples, quiet = harness.in_turn(sides, args.pairs, partial(_flipped, take, n))
-            ratio = lambda key, other, samples=samples: harness.ratios(  # noqa: E731
-                [each[key] for each in samples[OURS]], [each[key] for each in samples[other]]
-            )
             asked = [
                 (
                     f"{n} clients: tokens/s, to llama-server",
-                    ratio("speed", LLAMA_SERVER),
+                    _ratio(samples, "speed", LLAMA_SERVER),
                     0.97 if n == 1 else 1.1,
                     False,
                 )
             ]
             if n > 1:
                 asked += [
-                    (f"{n} clients: tokens/s, to llama_cpp.server", ratio("speed", PYTHON), 2.5, False),
+                    (f"{n} clients: tokens/s, to llama_cpp.server", _ratio(samples, "speed", PYTHON), 2.5, False),
                     (
                         f"{n} clients: 95th percentile of the first token, to llama-server",
-                        ratio("first", LLAMA_SERVER),
+                        _ratio(samples, "first", LLAMA_SERVER),
                         0.5,
                         True,
                     ),
                 ]
             if n == 1:
-                asked.append(("start to the first answer, to llama-server", ratio("start", LLAMA_SERVER), 1.3, True))
+                asked.append(
+                    ("start to the first answer, to llama-server", _ratio(samples, "start", LLAMA_SERVER), 1.3, True)
+                )
             if n == 16:
                 cpu = harness.median_range([each["cpu"] for each in samples[OURS]])
                 asked.append(("16 clients: the HTTP process, of one core", cpu, 0.15, True))
@@ -267,6 +265,10 @@ def main() -> None:
     body = harness.table(["model", "figure", "median of pairs (range)", "asked"], rows)
     body += "\n\n## Figures to hold\n\n" + "\n".join(verdicts)
     harness.report("server", "The server", {"environment": about, "results": results}, body, write=not args.no_write)
+
+
+def _ratio(samples: dict[str, list[Any]], key: str, other: str) -> dict[str, float]:
+    return harness.ratios([each[key] for each in samples[OURS]], [each[key] for each in samples[other]])
 
 
 def _flipped(take: Callable[[str, int], Any], n: int, side: str) -> Any:

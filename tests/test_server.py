@@ -6,6 +6,7 @@ import asyncio
 import base64
 import json
 import struct
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import httpx
@@ -13,7 +14,7 @@ import openai
 import pytest
 from serving import ALIAS, MODEL, Served, events, wait_until
 
-ASKED: list[Any] = [{"role": "user", "content": "What is the capital of France?"}]
+ASKED: list[Any] = [{"role": "user", "content": "What is 2+2?"}]
 
 
 @pytest.fixture(scope="module")
@@ -31,11 +32,12 @@ def test_a_conversation_is_answered(client: openai.OpenAI) -> None:
         reply = client.chat.completions.create(model=model, messages=ASKED, temperature=0, max_tokens=24)
         assert reply.model == model
         assert reply.object == "chat.completion"
-        assert "Paris" in (reply.choices[0].message.content or "")
+        assert "4" in (reply.choices[0].message.content or "")
         assert reply.usage is not None
         assert reply.usage.prompt_tokens > 10
         assert 0 < reply.usage.completion_tokens <= 24
         assert reply.usage.total_tokens == reply.usage.prompt_tokens + reply.usage.completion_tokens
+    assert reply.usage is not None
     assert reply.usage.prompt_tokens_details is not None
     assert (reply.usage.prompt_tokens_details.cached_tokens or 0) > 0
 
@@ -52,7 +54,8 @@ def test_a_stream_is_the_same_answer(client: openai.OpenAI) -> None:
     assert reasons[-1] == whole.choices[0].finish_reason
     assert set(reasons[:-1]) == {None}
     assert chunks[-1].usage is not None
-    assert chunks[-1].usage.completion_tokens == whole.usage.completion_tokens  # type: ignore[union-attr]
+    assert whole.usage is not None
+    assert chunks[-1].usage.completion_tokens == whole.usage.completion_tokens
     assert len({chunk.id for chunk in chunks}) == 1
 
 
@@ -94,9 +97,9 @@ def test_what_a_request_may_say(client: openai.OpenAI) -> None:
     several = client.chat.completions.create(**options, n=3, seed=1, temperature=1.5)
     assert [choice.index for choice in several.choices] == [0, 1, 2]
     assert len({choice.message.content for choice in several.choices}) > 1
-    stopped = client.chat.completions.create(**options, temperature=0, stop=["Paris"])
+    stopped = client.chat.completions.create(**options, temperature=0, stop=["classic"])
     assert stopped.choices[0].finish_reason == "stop"
-    assert "Paris" not in (stopped.choices[0].message.content or "")
+    assert "classic" not in (stopped.choices[0].message.content or "")
     told = client.chat.completions.create(**options, temperature=0, logprobs=True, top_logprobs=3)
     logprobs = told.choices[0].logprobs
     assert logprobs is not None
@@ -131,8 +134,8 @@ def test_structured_output(client: openai.OpenAI) -> None:
     )
     found = json.loads(reply.choices[0].message.content or "")
     assert set(found) == {"city", "size"}
-    response_format["json_schema"]["schema"] = {**schema, "minContains": 2, "contains": {}}
-    with pytest.raises(openai.BadRequestError, match="contains"):
+    response_format["json_schema"]["schema"] = {**schema, "not": {"type": "object"}}
+    with pytest.raises(openai.BadRequestError, match="not"):
         client.chat.completions.create(model=MODEL, messages=ASKED, response_format=response_format)
 
 
@@ -153,7 +156,9 @@ def test_tools(client: openai.OpenAI) -> None:
                     "parallel_tool_calls": False, "max_tokens": 96}  # fmt: skip
     reply = client.chat.completions.create(**options)
     assert reply.choices[0].finish_reason == "tool_calls"
-    (call,) = reply.choices[0].message.tool_calls or ()
+    calls = reply.choices[0].message.tool_calls or []
+    assert len(calls) == 1
+    call = calls[0]
     assert call.type == "function"
     assert call.function.name == "weather"
     assert set(json.loads(call.function.arguments)) == {"city"}
@@ -222,7 +227,7 @@ def test_tokens_and_templates(server: Served) -> None:
     assert post(server, "/tokenize", {"content": text}).json()["tokens"] == tokens
     assert post(server, "/detokenize", {"tokens": tokens}).json()["content"] == text
     prompt = post(server, "/apply-template", {"messages": ASKED}).json()["prompt"]
-    assert "<|im_start|>user\nWhat is the capital of France?<|im_end|>" in prompt
+    assert "<|im_start|>user\nWhat is 2+2?<|im_end|>" in prompt
     assert prompt.endswith("<|im_start|>assistant\n")
 
 
@@ -237,12 +242,11 @@ def test_models(client: openai.OpenAI, server: Served) -> None:
         text = next(chunks).choices[0].text
         assert server.models()["gemma-3-270m"]["status"] == "ready"
         assert post(server, "/models/load/gemma-3-270m", {}).status_code == 200
-        unloading = httpx.Client(timeout=60)
-        with unloading:
-            with unloading.stream("POST", f"{server.url}/models/unload/gemma-3-270m", json={}) as response:
-                # The answer comes when the stream has ended; the stream goes on to its end.
-                text += "".join(chunk.choices[0].text for chunk in chunks)
-                assert response.status_code == 200
+        # The answer comes when the stream has ended, which goes on to its end.
+        with ThreadPoolExecutor(1) as pool:
+            unloaded = pool.submit(post, server, "/models/unload/gemma-3-270m", {})
+            text += "".join(chunk.choices[0].text for chunk in chunks)
+            assert unloaded.result().status_code == 200
     assert len(text) > 100
     assert server.models()["gemma-3-270m"]["status"] == "unloaded"
     assert post(server, "/v1/completions", {**options, "max_tokens": 4}).status_code == 200

@@ -126,8 +126,9 @@ def test_depth() -> None:
 
 def test_what_was_said() -> None:
     """Only what was said goes on, and nothing that has no effect."""
+    described = {"type": "json_schema", "json_schema": {"name": "d", "schema": {"type": "object"}}}
     body = {"messages": [{"role": "user", "content": "a", "name": "b"}], "user": "c", "seed": None, "temperature": 0,
-            "response_format": {"type": "json_schema", "json_schema": {"name": "d", "schema": {"type": "object"}}}}  # fmt: skip
+            "response_format": described}  # fmt: skip
     said = ChatRequest.model_validate(body).said()
     assert said == {"messages": body["messages"], "temperature": 0, "response_format": body["response_format"]}
 

@@ -52,7 +52,8 @@ def test_models_by_one_word() -> None:
 @pytest.mark.parametrize(
     ("said", "names"),
     [
-        ({"host": "0.0.0.0"}, "insecure"), ({"port": 70_000}, "port"), ({"port": "x"}, "port"), ({"max_queue": 0}, "max_queue"),
+        ({"host": "0.0.0.0"}, "insecure"), ({"port": 70_000}, "port"), ({"port": "x"}, "port"),
+        ({"max_queue": 0}, "max_queue"),
         ({"max_queue_share": 0.0}, "max_queue_share"), ({"idle_seconds": -1.0}, "idle_seconds"),
         ({"log_format": "xml"}, "log_format"), ({"api_keys": ["short"]}, "api_keys"), ({"page": "yes"}, "page"),
         ({"models": ["a", "a"]}, "two of them"), ({"models": ["a b"]}, "name"), ({"models": [{"nam": "a"}]}, "name"),

@@ -1,4 +1,4 @@
-"""langchain-openai against a server: an answer, a stream, and structured output. python docs/clients/with_langchain.py [URL]"""
+"""langchain-openai against a server: an answer, a stream, structured output. python docs/clients/with_langchain.py [URL]"""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""The load test: many at once, models that take turns, memory watched. docs/proof/load.py [URL] [--seconds 30] [--clients 16]
+"""The load test: many at once, models that take turns, memory watched. docs/proof/load.py [URL] [--seconds N] [--clients N]
 
 It asks for both of a server's models from several threads, and ends with an error if any request fails, if a stream does not
 end in [DONE], or if the memory of the server and its workers goes on growing: between the end of the first third and the end

@@ -97,8 +97,7 @@ def _completed(settings: Settings, aliases: list[str], **given: int | None) -> S
 def _print(settings: Settings) -> None:
     key = f"{len(settings.api_keys)} of them" if settings.api_keys else "none: whoever reaches it may ask"
     lines = [f"listens on      {settings.host}:{settings.port}", f"keys            {key}"]
-    for model in settings.models:
-        lines.append(f"model           {_line(model)}")
+    lines += [f"model           {_line(model)}" for model in settings.models]
     output.out("\n".join([*lines, "all is well"]))
 
 

@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .app import create_app
-    from .run import run
+    from .listener import run
     from .settings import ModelSettings, Settings, SettingsError
 
 __all__ = ["ModelSettings", "Settings", "SettingsError", "create_app", "run"]
 
 _WHERE = {
-    "create_app": "app", "run": "run", "Settings": "settings", "ModelSettings": "settings", "SettingsError": "settings",
+    "create_app": "app", "run": "listener", "Settings": "settings", "ModelSettings": "settings", "SettingsError": "settings",
 }  # fmt: skip
 
 

@@ -126,7 +126,8 @@ class TextAnswer(Answer):
 def usage(found: Usage) -> dict[str, Any]:
     """Return OpenAI's ``usage``."""
     return {
-        "prompt_tokens": found.prompt, "completion_tokens": found.completion, "total_tokens": found.prompt + found.completion,
+        "prompt_tokens": found.prompt, "completion_tokens": found.completion,
+        "total_tokens": found.prompt + found.completion,
         "prompt_tokens_details": {"cached_tokens": found.cached},
     }  # fmt: skip
 

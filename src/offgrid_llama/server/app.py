@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from importlib import resources
 from time import monotonic
@@ -20,6 +20,7 @@ from starlette.middleware.cors import CORSMiddleware
 import offgrid_llama
 
 from .admission import Admission
+from .computing import computing_routes
 from .errors import ApiError
 from .generating import generating_routes
 from .managing import managing_routes
@@ -73,6 +74,7 @@ def create_app(settings: Settings | None = None, **given: Any) -> FastAPI:
     app.state.server = state
     app.router.route_class = _route_class(settings)
     app.include_router(generating_routes(state, app.router.route_class))
+    app.include_router(computing_routes(state, app.router.route_class))
     app.include_router(managing_routes(state, app.router.route_class))
     if settings.page:
         _serve_page(app)
@@ -121,7 +123,7 @@ def _route_class(settings: Settings) -> type[APIRoute]:
             return found
 
     class StrictRoute(APIRoute):
-        def get_route_handler(self) -> Callable[[Request], Awaitable[Response]]:
+        def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
             handler = super().get_route_handler()
 
             async def handle(request: Request) -> Response:

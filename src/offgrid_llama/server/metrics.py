@@ -87,7 +87,8 @@ class _Workers(Collector):
             if worker is None:
                 continue
             memory.add_metric([entry.name], worker.rss_bytes)
-            for name, family in (*counters.items(), *gauges.items()):
-                if name in worker.stats:
-                    family.add_metric([entry.name], worker.stats[name])
+            for name, counter in counters.items():
+                counter.add_metric([entry.name], worker.stats.get(name, 0.0))
+            for name, gauge in gauges.items():
+                gauge.add_metric([entry.name], worker.stats.get(name, 0.0))
         yield from (loaded, waiting, memory, *counters.values(), *gauges.values())

@@ -1,7 +1,7 @@
 """Schemas: what clients may send, in OpenAI's shape, with the limits of this server. They make the OpenAPI page, too.
 
-A parameter that nobody knows is refused, as OpenAI does. Those of OpenAI's that mean nothing here (``IGNORED``) are taken and
-have no effect; those whose effect would be missed are refused where they are not at their default.
+A parameter that nobody knows is refused, as OpenAI does. Those of OpenAI's that mean nothing here (``IGNORED``) are taken
+and have no effect; those whose effect would be missed are refused where they are not at their default.
 """
 
 from __future__ import annotations

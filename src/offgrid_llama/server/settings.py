@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import ipaddress
 import os
 import re
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -68,7 +70,7 @@ class ModelSettings:
 
     def __post_init__(self) -> None:
         for name in (self.name, *self.aliases):
-            if not isinstance(name, str) or not MODEL_NAME.fullmatch(name):
+            if not MODEL_NAME.fullmatch(str(name)):
                 raise SettingsError(f"models: the name {name!r} must be of letters, digits and ._:/- , 128 at most")
         if not 1 <= self.n_parallel <= 256:
             raise SettingsError(f"models.{self.name}: n_parallel must be from 1 to 256, not {self.n_parallel}")
@@ -125,7 +127,7 @@ class Settings:
     def __post_init__(self) -> None:
         for each in dataclasses.fields(self):
             value, least = getattr(self, each.name), each.metadata.get("least")
-            if least is not None and (isinstance(value, bool) or not isinstance(value, (int, float)) or value < least):
+            if least is not None and value < least:
                 raise SettingsError(
                     f"{each.name} must be a number ({each.metadata['what']}) from {least}, not {value!r}"
                 )
@@ -182,7 +184,8 @@ class Settings:
                 said[each.name] = _of_text(each.name, kinds[each.name], text)
         said.update({name: value for name, value in given.items() if value is not None})
         models = [_model_of(model) for model in said.get("models", ())]
-        return _made(cls, {**said, "models": tuple(models)}, "settings")
+        made: Settings = _made(cls, {**said, "models": tuple(models)}, "settings")
+        return made
 
 
 def _made(cls: type[Any], values: Mapping[str, Any], where: str) -> Any:
@@ -245,13 +248,11 @@ def _of_text(name: str, kind: Any, text: str) -> Any:
 
 
 def _read_toml(file: str | os.PathLike[str]) -> dict[str, Any]:
+    toml: Any = importlib.import_module("tomllib" if sys.version_info >= (3, 11) else "tomli")
     try:
-        import tomllib
-    except ImportError:  # Python 3.10
-        import tomli as tomllib  # type: ignore[import-not-found,no-redef,unused-ignore]
-    try:
-        return tomllib.loads(Path(file).read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        found: dict[str, Any] = toml.loads(Path(file).read_text(encoding="utf-8"))
+        return found
+    except ValueError as error:  # of TOML, and of UTF-8
         raise SettingsError(f"{file}: {error}") from error
 
 

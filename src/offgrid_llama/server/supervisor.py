@@ -24,7 +24,7 @@ from .. import store
 from ..errors import StoreError
 from .errors import ApiError, busy
 from .settings import ModelSettings, Settings
-from .worker_process import Request, WorkerDied, WorkerProcess
+from .worker_process import Request, WorkerDiedError, WorkerProcess
 
 __all__ = ["Entry", "Supervisor", "fingerprint"]
 
@@ -78,7 +78,7 @@ class Entry:
 
     @property
     def status(self) -> str:
-        """ "ready", "loading", "unloading", "failed" or "unloaded"."""
+        """One of "ready", "loading", "unloading", "failed" and "unloaded"."""
         if self.loading is not None:
             return "loading"
         if self.worker is not None:
@@ -138,7 +138,7 @@ class Supervisor:
         """Whether all models that are to be there are."""
         return all(entry.ready for entry in self.entries.values() if entry.settings.preload)
 
-    # Using one ------------------------------------------------------------------------------------------------------------
+    # Using one ----------------------------------------------------------------------------------------------------------
 
     @asynccontextmanager
     async def use(self, entry: Entry) -> AsyncIterator[WorkerProcess]:
@@ -151,7 +151,7 @@ class Supervisor:
             entry.n_waiting -= 1
         worker = entry.worker
         if worker is None:
-            raise WorkerDied(entry.name)
+            raise WorkerDiedError(entry.name)
         entry.n_users += 1
         entry.idle.clear()
         try:
@@ -181,7 +181,7 @@ class Supervisor:
                         yield frame
                     self._suspects.pop(print_, None)
                     return
-                except WorkerDied:
+                except WorkerDiedError:
                     self._strike(print_)
                     if request.begun or attempt == STRIKES - 1 or self.closed:
                         raise
@@ -193,7 +193,7 @@ class Supervisor:
         while len(self._suspects) > MOST_SUSPECTS:
             self._suspects.popitem(last=False)
 
-    # Loading and unloading ------------------------------------------------------------------------------------------------
+    # Loading and unloading ----------------------------------------------------------------------------------------------
 
     async def _load(self, entry: Entry) -> None:
         """Load a model, or wait for whoever does."""
@@ -304,7 +304,7 @@ class Supervisor:
             return store.resolve(entry.settings.model or entry.name, download=False).stat().st_size + OVERHEAD
         return OVERHEAD
 
-    # When a worker dies -----------------------------------------------------------------------------------------------------
+    # When a worker dies -------------------------------------------------------------------------------------------------
 
     def _died(self, worker: WorkerProcess) -> None:
         entry = next((each for each in self.entries.values() if each.worker is worker), None)

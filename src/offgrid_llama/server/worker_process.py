@@ -14,11 +14,21 @@ from itertools import count
 from time import monotonic
 from typing import Any
 
-from ..worker import frames
-from ..worker.frames import Channel
+from ..worker.frames import (
+    Answered,
+    Cancel,
+    Channel,
+    Failed,
+    FromWorker,
+    Heartbeat,
+    Loaded,
+    Loading,
+    Result,
+    Stop,
+)
 from .errors import ApiError, busy
 
-__all__ = ["Request", "WorkerDied", "WorkerProcess"]
+__all__ = ["Request", "WorkerDiedError", "WorkerProcess"]
 
 _logger = logging.getLogger("offgrid_llama.server")
 
@@ -33,7 +43,7 @@ STUCK = 4.0
 """Times ``worker_seconds`` in which the engine of a worker that has something to compute must make a step."""
 
 
-class WorkerDied(ApiError):
+class WorkerDiedError(ApiError):
     """The worker has ended while a request was with it."""
 
     def __init__(self, model: str) -> None:
@@ -132,7 +142,7 @@ class WorkerProcess:
         finally:
             theirs.close()
         reader, writer = await asyncio.open_connection(sock=ours)
-        self._channel = Channel(reader, writer, frames.FromWorker)
+        self._channel = Channel(reader, writer, FromWorker)
         self._alive_at = monotonic()
         self._tasks = [
             asyncio.create_task(self._listen(self._channel)),
@@ -151,7 +161,7 @@ class WorkerProcess:
         """Send a frame, made with the id of its request, and return the Request."""
         request = Request(next(self._ids))
         if self._channel is None or self._stopping or self._process is None:
-            request.put(WorkerDied(self.name))
+            request.put(WorkerDiedError(self.name))
             return request
         self.requests[request.id] = request
         self._channel.send(make(request.id))
@@ -160,7 +170,7 @@ class WorkerProcess:
     def forget(self, request: Request) -> None:
         """Stop a request, unless it has ended."""
         if self.requests.pop(request.id, None) is not None and self._channel is not None:
-            self._channel.send(frames.Cancel(request.id))
+            self._channel.send(Cancel(request.id))
 
     async def stop(self, seconds: float = 5.0) -> None:
         """End the process: by asking it, then by force. Its requests fail."""
@@ -169,7 +179,7 @@ class WorkerProcess:
         if process is None:
             return
         if self._channel is not None:
-            self._channel.send(frames.Stop())
+            self._channel.send(Stop())
             self._channel.flush()
         until = monotonic() + seconds
         while process.poll() is None and monotonic() < until:
@@ -203,22 +213,22 @@ class WorkerProcess:
             self._end()
 
     def _take(self, frame: Any) -> None:
-        if isinstance(frame, frames.Heartbeat):
+        if isinstance(frame, Heartbeat):
             if frame.stats.get("n_steps") != self.stats.get("n_steps") or not frame.stats.get("n_running"):
                 self._stepped_at = monotonic()
             self.rss_bytes, self.stats = frame.rss_bytes, frame.stats
-        elif isinstance(frame, frames.Loading):
+        elif isinstance(frame, Loading):
             self.fraction = frame.fraction
-        elif isinstance(frame, frames.Loaded):
+        elif isinstance(frame, Loaded):
             self.info, self.fraction = frame.info, 1.0
             self._settle(None)
-        elif isinstance(frame, frames.Failed):
+        elif isinstance(frame, Failed):
             error = ApiError(frame.status, frame.message, code=frame.code, param=frame.param)
             if frame.id == 0:
                 self._settle(ApiError(503, f"{self.name} cannot be loaded: {frame.message}", code="model_not_loaded"))
             elif (request := self.requests.pop(frame.id, None)) is not None:
                 request.put(error)
-        elif isinstance(frame, (frames.Answered, frames.Result)):
+        elif isinstance(frame, (Answered, Result)):
             if (request := self.requests.pop(frame.id, None)) is not None:
                 request.put(frame)
         elif (request := self.requests.get(frame.id)) is not None:
@@ -252,10 +262,10 @@ class WorkerProcess:
                 task.cancel()
         if self._channel is not None:
             self._channel.close()
-        self._settle(WorkerDied(self.name))
+        self._settle(WorkerDiedError(self.name))
         requests, self.requests = self.requests, {}
         for request in requests.values():
-            request.put(WorkerDied(self.name))
+            request.put(WorkerDiedError(self.name))
         if not self._stopping:
             self._on_death(self)
 

@@ -13,6 +13,7 @@ import resource
 import socket
 import sys
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 from . import frames
@@ -41,7 +42,8 @@ async def main(fd: int, spec: dict[str, Any]) -> None:
     beating = asyncio.create_task(beat())
     loading = loop.run_in_executor(None, lambda: Service(**spec, progress=progress))
     listening = asyncio.ensure_future(channel.receive())
-    await asyncio.wait([loading, listening], return_when=asyncio.FIRST_COMPLETED)
+    either: set[asyncio.Future[Any]] = {loading, listening}
+    await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
     if not loading.done():  # the server is gone, or does not want it any more
         channel.close()
         _exit()
@@ -75,8 +77,12 @@ async def _serve(service: Service, channel: Channel, listening: asyncio.Future[A
             does = service.generate if isinstance(frame, frames.Generate) else service.call
             task = asyncio.create_task(does(frame, channel))
             tasks[frame.id] = task
-            task.add_done_callback(lambda _, id_=frame.id: tasks.pop(id_, None))
+            task.add_done_callback(partial(_forget, tasks, frame.id))
         listening = asyncio.ensure_future(channel.receive())
+
+
+def _forget(tasks: dict[int, asyncio.Task[None]], id_: int, _: asyncio.Task[None]) -> None:
+    tasks.pop(id_, None)
 
 
 def rss_bytes() -> int:

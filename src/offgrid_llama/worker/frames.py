@@ -13,8 +13,22 @@ from typing import Any
 import msgspec
 
 __all__ = [
-    "Answered", "Call", "Cancel", "CallPart", "Channel", "Failed", "Generate", "Heartbeat", "Loaded", "Loading", "Message",
-    "Part", "Result", "Stop", "TokenLogprob", "Usage",
+    "Answered",
+    "Call",
+    "CallPart",
+    "Cancel",
+    "Channel",
+    "Failed",
+    "Generate",
+    "Heartbeat",
+    "Loaded",
+    "Loading",
+    "Message",
+    "Part",
+    "Result",
+    "Stop",
+    "TokenLogprob",
+    "Usage",
 ]  # fmt: skip
 
 MOST_BYTES = 256 * 2**20
@@ -23,7 +37,7 @@ MOST_BYTES = 256 * 2**20
 _LENGTH = struct.Struct("!I")
 
 
-# From the server ------------------------------------------------------------------------------------------------------------
+# From the server --------------------------------------------------------------------------------------------------------
 
 
 class Generate(msgspec.Struct, tag="generate", array_like=True):
@@ -62,7 +76,7 @@ class Stop(msgspec.Struct, tag="stop", array_like=True):
     """End the process."""
 
 
-# From the worker ------------------------------------------------------------------------------------------------------------
+# From the worker --------------------------------------------------------------------------------------------------------
 
 
 class TokenLogprob(msgspec.Struct, array_like=True):
@@ -205,7 +219,7 @@ class Channel:
             (length,) = _LENGTH.unpack(await self._reader.readexactly(_LENGTH.size))
             if length > MOST_BYTES:
                 return None
-            return self._decoder.decode(await self._reader.readexactly(length))  # type: ignore[no-any-return]
+            return self._decoder.decode(await self._reader.readexactly(length))
         except (asyncio.IncompleteReadError, ConnectionError, msgspec.DecodeError):
             return None
 

@@ -27,6 +27,7 @@ from ..errors import (
 )
 from ..infill import fim_prompt
 from ..model import Model
+from ..params import PoolingType
 from ..reranking import Reranker
 from . import frames
 from .frames import Channel
@@ -183,7 +184,7 @@ class Service:
                             self._logprobs(delta.tokens, delta.logprobs),
                             None if delta.finish_reason is None else delta.finish_reason.value,
                             len(delta.tokens),
-                        )  # fmt: skip
+                        )
                     )
                 channel.send(_answered(asked.id, [completion], []))
                 return
@@ -204,7 +205,7 @@ class Service:
                         calls,
                         reason.value,
                         self._logprobs(answer.tokens, answer.logprobs),
-                    )  # fmt: skip
+                    )
                 )
             channel.send(_answered(asked.id, [completion], messages))
 
@@ -247,7 +248,7 @@ class Service:
                         logprobs=self._logprobs(piece.tokens, piece.logprobs),
                         finish_reason=reason,
                         n_tokens=len(piece.tokens),
-                    )  # fmt: skip
+                    )
                 )
 
         try:
@@ -288,13 +289,13 @@ class Service:
 
     async def call(self, asked: frames.Call, channel: Channel) -> None:
         """Do what takes one step, and tell what it has given or failed with."""
-        does = {
+        does: dict[str, Callable[..., Any]] = {
             "embed": self._embed, "rerank": self._rerank, "tokenize": self._tokenize, "detokenize": self._detokenize,
             "template": self._render,
-        }[asked.what]  # fmt: skip
+        }  # fmt: skip
         pool = self._one if asked.what in ("embed", "rerank") else self._pool
         try:
-            value = await asyncio.get_running_loop().run_in_executor(pool, partial(does, **asked.arguments))
+            value = await asyncio.get_running_loop().run_in_executor(pool, partial(does[asked.what], **asked.arguments))
             channel.send(frames.Result(asked.id, value))
         except Exception as error:
             channel.send(failure(asked.id, error))
@@ -335,10 +336,12 @@ class Service:
         return self._template.render(messages, add_generation_prompt=True if add is None else add, **variables)
 
     def _embedder(self) -> Embedder:
-        try:
-            return Embedder(self._model, n_threads=self._threads)
-        except ContextError:
-            return Embedder(self._model, pooling_type="mean", n_threads=self._threads)
+        """Return an Embedder that pools as the model wants, or by the mean where it says nothing of that."""
+        embedder = Embedder(self._model, n_threads=self._threads)
+        if embedder.pooling_type is not PoolingType.NONE:
+            return embedder
+        embedder.close()
+        return Embedder(self._model, pooling_type="mean", n_threads=self._threads)
 
     def _pooling(self, what: str, make: Callable[[], Any]) -> Any:
         """Return what is made once, when it is first asked for."""

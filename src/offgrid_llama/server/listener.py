@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable
 from contextlib import suppress
 from time import monotonic
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import h11
 import uvicorn
@@ -137,7 +137,8 @@ def _protocol(settings: Settings) -> type[H11Protocol]:
             super().connection_lost(exc)
 
         def data_received(self, data: bytes) -> None:
-            if self._timer is None and (self.cycle is None or self.cycle.response_complete):
+            cycle: Any = self.cycle  # None before the first request
+            if self._timer is None and (cycle is None or cycle.response_complete):
                 self._arm()
             super().data_received(data)
 
@@ -146,7 +147,8 @@ def _protocol(settings: Settings) -> type[H11Protocol]:
             super().handle_events()
             if self.cycle is not before:
                 self._disarm()
-                self.cycle.scope[ABORT] = self.transport.abort  # type: ignore[typeddict-unknown-key]
+                scope: Any = self.cycle.scope
+                scope[ABORT] = self.transport.abort
 
         def send_400_response(self, msg: str) -> None:
             body = ApiError(400, f"this is no request of HTTP, or its head is too large: {msg}").body()
