@@ -11,7 +11,6 @@ import typer
 
 import offgrid_llama
 
-from ..backend import build_info
 from . import exits, output
 from .chat import chat
 from .doctor import doctor
@@ -43,6 +42,8 @@ for command in (run, chat, serve, models, pull, remove, inspect, tokenize, quant
 
 def _version(wanted: bool) -> None:
     if wanted:
+        from ..backend import build_info
+
         info = build_info()
         commit = f", {info.commit[:12]}" if info.commit else ""
         output.out(f"{PROG} {offgrid_llama.__version__} (llama.cpp {info.llama_cpp}{commit})")

@@ -12,7 +12,7 @@ import typer
 
 import offgrid_llama
 
-from .. import backend, store
+from .. import store
 from ..errors import OffgridLlamaError, StoreError, UnknownModelError
 from . import output
 from .exits import FAILURE, explain
@@ -23,7 +23,10 @@ if TYPE_CHECKING:
 
 __all__ = ["doctor"]
 
-_EXTRAS = {"chat": ("jinja2",), "cli": ("typer", "rich"), "hub": ("huggingface-hub",)}
+_EXTRAS = {
+    "chat": ("jinja2", "llguidance"), "cli": ("typer", "rich"), "hub": ("huggingface-hub",),
+    "server": ("fastapi", "uvicorn", "msgspec"),
+}  # fmt: skip
 _PROOF = "The capital of France is"
 _PROOF_TOKENS = 16
 
@@ -65,6 +68,8 @@ def _try(check: Callable[[], Any]) -> Any:
 
 
 def _versions() -> dict[str, str]:
+    from .. import backend
+
     info = backend.build_info()
     commit = f" ({info.commit[:12]})" if info.commit else ""
     return {
@@ -76,11 +81,15 @@ def _versions() -> dict[str, str]:
 
 
 def _build() -> dict[str, Any]:
+    from .. import backend
+
     info = backend.build_info()
     return {"compiler": info.compiler, "flags": list(info.flags), "commit": info.commit}
 
 
 def _devices() -> list[dict[str, Any]]:
+    from .. import backend
+
     return [
         {
             "name": device.name, "type": device.type, "backend": device.backend, "description": device.description,
@@ -91,6 +100,8 @@ def _devices() -> list[dict[str, Any]]:
 
 
 def _cpu() -> dict[str, Any]:
+    from .. import backend
+
     named = backend.features().get("CPU", {})
     return {
         "features": sorted(name for name, value in named.items() if value != "0"),

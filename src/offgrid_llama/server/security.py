@@ -59,6 +59,7 @@ class Guard:
             await send(message)
 
         try:
+            self._check_size(scope["headers"])
             self._check_host(headers.get(b"host", b""))
             scope["key"] = self._key(headers, scope["path"])
             receive = await self._with_body(scope, headers, receive)
@@ -66,6 +67,11 @@ class Guard:
             await respond(error, send_with_headers)
             return
         await self._app(scope, receive, send_with_headers)
+
+    def _check_size(self, headers: Iterable[tuple[bytes, bytes]]) -> None:
+        most = self._settings.max_header_bytes
+        if sum(len(name) + len(value) + 4 for name, value in headers) > most:
+            raise ApiError(431, f"the head has more than {most:,} bytes", code="headers_too_large")
 
     def _check_host(self, header: bytes) -> None:
         host = header.decode("latin-1").strip().lower()

@@ -33,6 +33,8 @@ _logger = logging.getLogger("offgrid_llama.server")
 QUIET = 60.0
 """Seconds after which a death is forgotten."""
 LONGEST_BACKOFF = 60.0
+PATIENCE = 5.0
+"""Seconds of a pause after deaths that requests wait for; they are told of a longer one."""
 MOST_SUSPECTS = 1024
 STRIKES = 2
 """A request that was with a worker at so many deaths is refused from then on."""
@@ -48,7 +50,7 @@ class Entry:
         worker: its process, if it has one.
         leaving: whether that is to end as soon as nobody uses it.
         n_users: requests that are with it.
-        n_waiting: requests that wait for it.
+        waiters: who waits for it, in order.
     """
 
     def __init__(self, settings: ModelSettings) -> None:
@@ -56,13 +58,13 @@ class Entry:
         self.worker: WorkerProcess | None = None
         self.leaving = False
         self.n_users = 0
-        self.n_waiting = 0
+        self.waiters: list[asyncio.Future[WorkerProcess]] = []
         self.used_at = monotonic()
         self.n_deaths = 0  # lately
         self.died_at = 0.0
         self.error: ApiError | None = None  # of the last load
         self.n_bytes: int | None = None  # that it has taken when it was loaded
-        self.loading: asyncio.Task[WorkerProcess] | None = None
+        self.loading: asyncio.Task[None] | None = None
         self.idle = asyncio.Event()
         self.idle.set()
 
@@ -84,6 +86,37 @@ class Entry:
         if self.worker is not None:
             return "unloading" if self.leaving else "ready"
         return "failed" if self.error is not None else "unloaded"
+
+    @property
+    def n_waiting(self) -> int:
+        """How many requests wait for it."""
+        return len(self.waiters)
+
+    def admit(self) -> WorkerProcess:
+        """Count a user, and return the worker."""
+        if self.worker is None:
+            raise WorkerDiedError(self.name)
+        self.n_users += 1
+        self.idle.clear()
+        return self.worker
+
+    def leave(self) -> None:
+        """Count one user less."""
+        self.n_users -= 1
+        self.used_at = monotonic()
+        if not self.n_users:
+            self.idle.set()
+
+    def settle(self, error: ApiError | None = None) -> None:
+        """Admit all who wait, before anybody can have the model leave again; or tell them what has failed."""
+        waiters, self.waiters = self.waiters, []
+        for waiter in waiters:
+            if waiter.done():
+                continue
+            if error is None:
+                waiter.set_result(self.admit())
+            else:
+                waiter.set_exception(error)
 
     def backoff(self) -> float:
         """Return how many seconds it is to be left alone after its deaths."""
@@ -143,24 +176,26 @@ class Supervisor:
     @asynccontextmanager
     async def use(self, entry: Entry) -> AsyncIterator[WorkerProcess]:
         """Give the worker of a model, once it is loaded, and keep it there until the block ends."""
-        entry.n_waiting += 1
-        try:
-            while not entry.ready:
-                await self._load(entry)
-        finally:
-            entry.n_waiting -= 1
-        worker = entry.worker
-        if worker is None:
-            raise WorkerDiedError(entry.name)
-        entry.n_users += 1
-        entry.idle.clear()
+        worker = entry.admit() if entry.ready else await self._wait_for(entry)
         try:
             yield worker
         finally:
-            entry.n_users -= 1
-            entry.used_at = monotonic()
-            if not entry.n_users:
-                entry.idle.set()
+            entry.leave()
+
+    async def _wait_for(self, entry: Entry) -> WorkerProcess:
+        """Return the worker of a model once it is loaded, with its user counted."""
+        waiter: asyncio.Future[WorkerProcess] = asyncio.get_running_loop().create_future()
+        entry.waiters.append(waiter)
+        try:
+            self._load(entry)
+            return await waiter
+        except asyncio.CancelledError:
+            if waiter.done() and not waiter.cancelled() and waiter.exception() is None:
+                entry.leave()  # it was admitted just now
+            raise
+        finally:
+            if waiter in entry.waiters:
+                entry.waiters.remove(waiter)
 
     async def ask(self, entry: Entry, make: Callable[[int], Any], print_: bytes) -> AsyncIterator[Any]:
         """Send a request to a model, and give the frames that come of it.
@@ -195,22 +230,23 @@ class Supervisor:
 
     # Loading and unloading ----------------------------------------------------------------------------------------------
 
-    async def _load(self, entry: Entry) -> None:
-        """Load a model, or wait for whoever does."""
+    def _load(self, entry: Entry) -> None:
+        """See to it that a model gets loaded, and those who wait for it are told. Raises ApiError where it will not be."""
         if self.closed:
             raise busy(503, "the server is stopping", "stopping", 5)
         if entry.loading is None:
-            if pause := entry.backoff():
-                error = entry.error
-                reason = f": {error.message}" if error is not None else ""
+            pause = entry.backoff()
+            if pause > PATIENCE:
+                reason = f": {entry.error.message}" if entry.error is not None else ""
                 raise busy(503, f"{entry.name} has failed{reason}; it is tried again later", "model_failed", pause)
-            entry.loading = asyncio.create_task(self._switch_to(entry))
+            entry.loading = asyncio.create_task(self._switch_to(entry, pause))
             self._keep(entry.loading)
-            entry.loading.add_done_callback(lambda task: task.cancelled() or task.exception())
-        await asyncio.shield(entry.loading)
 
-    async def _switch_to(self, entry: Entry) -> WorkerProcess:
+    async def _switch_to(self, entry: Entry, pause: float) -> None:
+        """Load a model, after a pause, when it is its turn; tell all who wait for it how that went."""
+        error: ApiError | None = None
         try:
+            await asyncio.sleep(pause)
             async with self._switch:
                 await self._leave(entry)  # it may be on its way out itself
                 await self._make_room(entry)
@@ -223,17 +259,22 @@ class Supervisor:
                 except BaseException:
                     entry.worker = None
                     raise
-                entry.error, entry.used_at = None, monotonic()
+                entry.error, entry.loading = None, None
                 entry.n_bytes = worker.rss_bytes or None
+                entry.used_at = monotonic()
                 _logger.info("%s is ready after %.2f s (pid %s)", entry.name, monotonic() - begin, worker.pid)
-                return worker
-        except ApiError as error:
-            entry.error = error
+                entry.settle()
+        except ApiError as failed:
+            error = entry.error = failed
             self._count_death(entry)
-            _logger.error("%s", error.message)
+            _logger.error("%s", failed.message)
+        except BaseException as unexpected:
+            error = ApiError(500, f"{entry.name} cannot be loaded: {unexpected!r}", code="internal_error")
             raise
         finally:
             entry.loading = None
+            if error is not None:
+                entry.settle(error)
 
     async def _make_room(self, entry: Entry) -> None:
         """Let models leave until there is room for one."""
@@ -264,8 +305,8 @@ class Supervisor:
 
     async def load(self, entry: Entry) -> None:
         """Load a model, if it is not."""
-        while not entry.ready:
-            await self._load(entry)
+        async with self.use(entry):
+            pass
 
     async def unload(self, entry: Entry) -> None:
         """Unload a model, once nobody uses it, if it is loaded."""
@@ -325,9 +366,9 @@ class Supervisor:
     async def _preload(self, entry: Entry) -> None:
         """Load a model, and try again for as long as it takes."""
         while not self.closed and not entry.ready:
-            await asyncio.sleep(entry.backoff())
+            await asyncio.sleep(max(0.0, entry.backoff() - PATIENCE))
             with suppress(ApiError):
-                await self._load(entry)
+                await self.load(entry)
 
     async def _unload_idle(self) -> None:
         limit = self._settings.idle_seconds

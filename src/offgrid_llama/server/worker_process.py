@@ -225,7 +225,7 @@ class WorkerProcess:
         elif isinstance(frame, Failed):
             error = ApiError(frame.status, frame.message, code=frame.code, param=frame.param)
             if frame.id == 0:
-                self._settle(ApiError(503, f"{self.name} cannot be loaded: {frame.message}", code="model_not_loaded"))
+                self._settle(busy(503, f"{self.name} cannot be loaded: {frame.message}", "model_not_loaded", 10))
             elif (request := self.requests.pop(frame.id, None)) is not None:
                 request.put(error)
         elif isinstance(frame, (Answered, Result)):
