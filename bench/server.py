@@ -43,8 +43,8 @@ SYSTEM = (
     "you never say more than you know. The town has a lighthouse, which is open on Sundays from ten to four, a market hall "
     "with bread, onions and smoked fish, a ferry to the island at nine and at two that takes twenty minutes, and a museum "
     "of ropes and knots in the old net loft. The train from the capital takes two hours and comes five times a day. Dogs "
-    "are welcome on the beach before eight in the morning and after six in the evening. The best month to come is June, when "
-    "the lupins are out; in November it rains. The hotel at the quay has twelve rooms and a cat that is called Admiral."
+    "are welcome on the beach before eight in the morning and after six in the evening. The best month to come is June, "
+    "when the lupins are out; in November it rains. The hotel at the quay has twelve rooms and a cat that is called Admiral."
 )
 QUESTIONS = ("lighthouse", "market", "ferry", "museum", "train", "beach", "weather", "hotel", "cat", "island")
 

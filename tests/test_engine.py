@@ -1290,3 +1290,19 @@ def test_a_busy_python_thread(letters: og.Model) -> None:
             stop = True
             thread.join()
         assert calls < engine.stats().n_steps / 4
+
+
+def test_threads_may_change(letters: og.Model) -> None:
+    """Other numbers of threads, between steps and while idle, give the same text."""
+    with og.Engine(letters, n_seq_max=2, n_ctx=256, n_threads=2, flash_attn_type="disabled") as engine:
+        first = engine.generate([5, 6, 7], max_tokens=20, temperature=0).tokens
+        engine.set_n_threads(1)
+        assert engine.generate([5, 6, 7], max_tokens=20, temperature=0).tokens == first
+        assert engine._loop._runner.context.n_threads == 1  # type: ignore[attr-defined]
+        running = engine.submit([8, 9], max_tokens=100, temperature=0)
+        engine.set_n_threads(2)
+        assert len(running.result().tokens) > 0
+        with pytest.raises(ValueError, match="n_threads"):
+            engine.set_n_threads(0)
+    with pytest.raises(og.ClosedError):
+        engine.set_n_threads(1)

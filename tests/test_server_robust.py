@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import signal
@@ -46,6 +47,25 @@ def test_who_goes_away_frees_the_sequence(server: Served) -> None:
     wait_until(lambda: server.metric("offgrid_llama_engine_running") == 0)
     assert server.metric("offgrid_llama_engine_generated_tokens_total") - cancelled < 5000
     assert chat(server, max_tokens=8).status_code == 200
+
+
+def test_models_that_compute_at_once_share_the_cores(server: Served) -> None:
+    """Each has its part of them as long as the other is at work, and all of them by itself."""
+    n_cores = len(os.sched_getaffinity(0))
+    text = {"model": "gemma-3-270m", "prompt": "Once upon a time", "max_tokens": 1500, "stream": True}
+    post = functools.partial(httpx.stream, "POST", timeout=60)
+    with post(url=f"{server.url}/v1/completions", json=text) as one:
+        next(events(one))
+        assert server.models()["gemma-3-270m"]["threads"] == n_cores
+        with post(url=f"{server.url}/v1/chat/completions", json=body(stream=True, max_tokens=100)) as other:
+            found = events(other)
+            next(found)
+            threads = {model["threads"] for model in server.models().values()}
+            assert threads == {max(1, n_cores // 2)}
+            assert list(found)[-1] == "[DONE]"
+    wait_until(lambda: server.models()["gemma-3-270m"]["requests"] == 0)
+    assert chat(server, max_tokens=2).status_code == 200
+    assert server.models()[MODEL]["threads"] == n_cores
 
 
 @pytest.fixture(scope="module")

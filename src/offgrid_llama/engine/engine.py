@@ -338,6 +338,15 @@ class Engine:
             response_format=response_format,
         )  # fmt: skip
 
+    def set_n_threads(self, n_threads: int) -> None:
+        """Let steps have so many threads from the next one on (``llama_set_n_threads``). From any thread.
+
+        Two engines that compute at the same time, each with all cores, slow each other down by far more than half: what one
+        thread waits for may be descheduled. Give each its share.
+        """
+        self._loop.check_open()
+        self._loop.set_n_threads(number("n_threads", n_threads, 1, 512))
+
     def stats(self) -> EngineStats:
         """Return what the engine has done and is doing. From any thread."""
         return self._loop.stats()

@@ -51,6 +51,7 @@ class Runs(Protocol):
     def run(self, plan: Plan, n_steps: int = 1) -> dict[Request, Sampled]: ...
     def sampled(self) -> dict[Request, Sampled]: ...
     def lengths(self) -> list[int]: ...
+    def set_n_threads(self, n_threads: int) -> None: ...
     def interrupt(self, on: bool = True) -> None: ...
     def abort(self) -> None: ...
     def rest(self) -> None: ...
@@ -145,6 +146,7 @@ class Loop:
         )  # fmt: skip
         self._max_queue = max_queue
         self._inbox: SimpleQueue[tuple[str, Sequence[Request]]] = SimpleQueue()
+        self._n_threads: int | None = None  # that the next step is to have, if that changes
         self._lock = threading.Lock()  # for the two below
         self._n_queued = 0
         self._closed = ""  # why, once it is
@@ -201,6 +203,11 @@ class Loop:
             self._runner.abort()
         if threading.current_thread() is not self._thread:
             self._thread.join()
+
+    def set_n_threads(self, n_threads: int) -> None:
+        """Let steps have so many threads from the next one on."""
+        self._n_threads = n_threads
+        self._runner.interrupt()
 
     def check_open(self) -> None:
         """Raise ClosedError unless it is open."""
@@ -264,6 +271,9 @@ class Loop:
             self._receive(*inbox.get())
         if self._stopping:
             return False
+        n_threads, self._n_threads = self._n_threads, None
+        if n_threads is not None:
+            runner.set_n_threads(n_threads)
         self._plan = plan = scheduler.plan()
         if plan is None:
             self._flush()

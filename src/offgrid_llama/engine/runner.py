@@ -289,6 +289,10 @@ class Runner:
         memory = self.context.memory
         return [memory.positions(seq).stop for seq in range(self.context.n_seq_max)]
 
+    def set_n_threads(self, n_threads: int) -> None:
+        """Let steps have so many threads."""
+        self.context.set_n_threads(n_threads)
+
     def interrupt(self, on: bool = True) -> None:
         """Let each ``run`` from now on make one step and no more, until ``interrupt(False)``; from any thread."""
         self._step.interrupt(on)

@@ -140,6 +140,7 @@ class Supervisor:
             name: self.entries[model.name] for model in settings.models for name in (model.name, *model.aliases)
         }
         self._budget = settings.memory_budget or 3 * _memory() // 4
+        self._n_cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         self._switch = asyncio.Lock()
         self._suspects: OrderedDict[bytes, int] = OrderedDict()
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -177,10 +178,18 @@ class Supervisor:
     async def use(self, entry: Entry) -> AsyncIterator[WorkerProcess]:
         """Give the worker of a model, once it is loaded, and keep it there until the block ends."""
         worker = entry.admit() if entry.ready else await self._wait_for(entry)
+        self._share()
         try:
             yield worker
         finally:
             entry.leave()
+            self._share()
+
+    def _share(self) -> None:
+        """Give each worker that has something to do its share of the cores: with more they wait for each other's threads."""
+        busy = [entry.worker for entry in self.entries.values() if entry.n_users and entry.worker is not None]
+        for worker in busy:
+            worker.set_n_threads(max(1, self._n_cores // len(busy)))
 
     async def _wait_for(self, entry: Entry) -> WorkerProcess:
         """Return the worker of a model once it is loaded, with its user counted."""

@@ -25,6 +25,7 @@ from ..worker.frames import (
     Loading,
     Result,
     Stop,
+    Threads,
 )
 from .errors import ApiError, busy
 
@@ -36,7 +37,7 @@ PASSED_ON = (
     "PATH", "HOME", "USER", "LANG", "LC_ALL", "TZ", "TMPDIR", "LD_LIBRARY_PATH", "VIRTUAL_ENV", "SYSTEMROOT",
     "XDG_CACHE_HOME", "OFFGRID_LLAMA_CACHE",
 )  # fmt: skip
-PREFIXES = ("OMP_", "GGML_", "CUDA_", "HIP_", "ROCR_", "VK_", "ASAN_", "UBSAN_", "LSAN_", "COVERAGE_")
+PREFIXES = ("OMP_", "GOMP_", "KMP_", "GGML_", "CUDA_", "HIP_", "ROCR_", "VK_", "ASAN_", "UBSAN_", "LSAN_", "COVERAGE_")
 """What a worker gets of the environment: what it takes to compute, and no secrets."""
 
 STUCK = 4.0
@@ -99,6 +100,7 @@ class WorkerProcess:
         info: what it has told of the model, once it is loaded.
         fraction: how much of the model is loaded.
         rss_bytes, stats: of its last heartbeat.
+        n_threads: how many it was told to compute with at most; None is nothing yet.
     """
 
     def __init__(self, name: str, spec: Mapping[str, Any], on_death: Callable[[WorkerProcess], object]) -> None:
@@ -116,6 +118,7 @@ class WorkerProcess:
         self._tasks: list[asyncio.Task[None]] = []
         self._loaded: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._stopping = False
+        self.n_threads: int | None = None
         self._alive_at = self._stepped_at = monotonic()
 
     @property
@@ -166,6 +169,12 @@ class WorkerProcess:
         self.requests[request.id] = request
         self._channel.send(make(request.id))
         return request
+
+    def set_n_threads(self, n: int) -> None:
+        """Let it compute with so many threads."""
+        if n != self.n_threads and self._channel is not None:
+            self.n_threads = n
+            self._channel.send(Threads(n))
 
     def forget(self, request: Request) -> None:
         """Stop a request, unless it has ended."""

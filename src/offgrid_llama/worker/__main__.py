@@ -70,6 +70,9 @@ async def _serve(service: Service, channel: Channel, listening: asyncio.Future[A
         for frame in received:
             if isinstance(frame, frames.Stop):
                 return
+            if isinstance(frame, frames.Threads):
+                service.set_n_threads(frame.n)
+                continue
             if isinstance(frame, frames.Cancel):
                 if frame.id in tasks:
                     tasks[frame.id].cancel()

@@ -27,6 +27,7 @@ __all__ = [
     "Part",
     "Result",
     "Stop",
+    "Threads",
     "TokenLogprob",
     "Usage",
 ]  # fmt: skip
@@ -70,6 +71,12 @@ class Cancel(msgspec.Struct, tag="cancel", array_like=True):
     """Nobody waits for a request any more."""
 
     id: int
+
+
+class Threads(msgspec.Struct, tag="threads", array_like=True):
+    """Compute with so many threads from now on."""
+
+    n: int
 
 
 class Stop(msgspec.Struct, tag="stop", array_like=True):
@@ -178,7 +185,7 @@ class Heartbeat(msgspec.Struct, tag="heartbeat", array_like=True):
     stats: dict[str, float]
 
 
-ToWorker = Generate | Call | Cancel | Stop
+ToWorker = Generate | Call | Cancel | Threads | Stop
 FromWorker = Part | Answered | Result | Failed | Loading | Loaded | Heartbeat
 
 

@@ -10,6 +10,7 @@ from dataclasses import asdict
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from ..backend import default_threads
 from ..chat import ChatTemplate
 from ..embedding import Embedder
 from ..engine import Completion, Engine, FinishReason
@@ -117,6 +118,11 @@ class Service:
             "description": model.description, "chat": self._template is not None and self._engine is not None,
             "generates": self._engine is not None,
         }  # fmt: skip
+
+    def set_n_threads(self, n: int) -> None:
+        """Let the engine compute with so many threads, at most as many as it was made with."""
+        if self._engine is not None and not self._engine.closed:
+            self._engine.set_n_threads(min(n, self._threads or default_threads()))
 
     def stats(self) -> dict[str, float]:
         """Return the numbers of EngineStats; those of ``finished`` as ``finished_REASON``."""
