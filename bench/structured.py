@@ -6,7 +6,8 @@ Every sample is a fresh process that loads the model and warms up; all sides run
 
 - decode: tokens a second, greedily, of a list of ten people under a JSON Schema, to those of as many tokens of free text by
   the same engine, and to those of llama-cpp-python's create_chat_completion with the same schema as response_format (which
-  makes GBNF of it). Speed is that after the first token; the answer is the same list, valid under the schema.
+  makes GBNF of it). Speed is that after the first token; the answer is the same list, valid under the schema. Under the
+  schema we look up what to guess, as is the default; the free text is without.
 - table: seconds from a model that was just loaded to the table of its tokens, to what llguidance's constructor takes of them
   with the lists at hand.
 - prompt: milliseconds of rendering and tokenizing a conversation of 100 messages that was never seen, and of the same with
@@ -64,7 +65,7 @@ def decode(file: str, threads: int, constrained: int) -> dict[str, float]:
     from offgrid_llama.chat import ChatTemplate
 
     with og.Engine(file, n_seq_max=1, n_ctx=1024, n_threads=threads) as engine:
-        options: dict[str, Any] = {"template": ChatTemplate(TEMPLATE), "temperature": 0, "lookup": False}
+        options: dict[str, Any] = {"template": ChatTemplate(TEMPLATE), "temperature": 0, "lookup": bool(constrained)}
         schema = og.Grammar.json_schema(SCHEMA)
         length = len(engine.chat(ASKED, **options, response_format=schema, max_tokens=MOST).result().completion.tokens)
         speeds = []

@@ -390,12 +390,12 @@ class Prophet:
     said: ClassVar[dict[tuple[int, ...], list[int]]] = {}
     follows = True
 
-    def __init__(self, tokens: list[int]) -> None:
+    def __init__(self, tokens: list[int], *, guided: bool = False) -> None:
         self.future = self.said.get(tuple(tokens), [])
         self.rng = random.Random(len(self.future))
         self.at = 0
 
-    def follow(self, tokens: list[int]) -> None:
+    def follow(self, tokens: list[int], n_forced: int = 0) -> None:
         self.at += len(tokens)
 
     def guess(self, _costs: object, _rows: int, _guessed: int, room: int) -> list[int]:

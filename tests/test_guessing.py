@@ -34,6 +34,30 @@ def test_what_followed_before() -> None:
     assert lookup.guess(FREE, 1, 0, MOST) == []
 
 
+def test_a_grammar_has_a_say() -> None:
+    """What must come tells nothing of guesses and is worth nothing: the steps that are saved count, and how sure they are."""
+    text = list(range(100, 140))
+    costs = Costs()
+    for _ in range(30):
+        for n_guessed in range(20):
+            costs.observe(1, n_guessed, 6.0 + 2.5 * n_guessed)
+    every, rare = [True] * MOST, [i % 8 == 0 for i in range(MOST)]
+    unsure, sure = Lookup([*text, *text[:3]], guided=True), Lookup([*text, *text[:3]], guided=True)
+    unsure.follow(text[3:11], n_forced=8)
+    sure.follow(text[3:11])
+    for lookup in (unsure, sure):
+        assert lookup.guess(costs, 1, 0, MOST) == text[11 : 11 + MOST]
+    assert unsure.worth(every) == 0
+    assert unsure.worth(rare) == 0
+    assert sure.worth(every) >= 8
+    assert sure.worth([True, *[False] * (MOST - 1)]) == 0  # a wrong guess would cost more than the step that it saves
+    n = sure.worth(rare)
+    sure.follow([*text[11 : 11 + n], text[11 + n]])
+    assert sure.guess(costs, 1, 0, 3) == text[12 + n : 15 + n]
+    sure.follow([9, 10], n_forced=1)
+    assert sure.guess(costs, 1, 0, MOST) == []
+
+
 def test_a_guess_has_its_price() -> None:
     """Nothing is guessed where a row more costs as much as a step."""
     text = list(range(100, 140))

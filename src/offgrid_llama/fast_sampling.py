@@ -14,6 +14,8 @@ from .errors import GrammarError, SamplerError
 from .sampling import DEFAULT_SEED
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     import numpy as np
     import numpy.typing as npt
 
@@ -162,6 +164,13 @@ class FastSampler:
                 "no token was selected: the grammar, or what else, forbids them all"
             )
         return SamplerError("no token was selected: the logits and the biases forbid them all")
+
+    def foresee(self, guesses: Sequence[int]) -> list[int]:
+        """Return which tokens to check together where these are guessed to come next, as ``Guide.foresee`` does.
+
+        Without a guide that is all of them.
+        """
+        return list(guesses) if self.guide is None else self.guide.foresee(guesses, forces=self.forces)
 
     def forced(self) -> list[int]:
         """Take the tokens that the grammar says must come next, and return them; none where logprobs are to be told."""

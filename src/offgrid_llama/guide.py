@@ -10,6 +10,7 @@ from __future__ import annotations
 import threading
 import weakref
 from collections import OrderedDict
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from ._capi import ffi
@@ -79,7 +80,7 @@ class _Compiler:
             return self._table
 
     def matcher(self, source: str, vocab: Vocab) -> Any:
-        """Return a new matcher (``LLMatcher``) of a grammar; GrammarError for one that llguidance refuses."""
+        """Return a matcher (``LLMatcher``) of a grammar, to copy; GrammarError for one that llguidance refuses."""
         table = self.table(vocab)
         with self._lock:
             known = self._compiled.get(source)
@@ -97,7 +98,7 @@ class _Compiler:
                 self._compiled[source] = known
                 while len(self._compiled) > MOST_COMPILED:
                     self._compiled.popitem(last=False)
-        return known.deep_copy()
+        return known
 
 
 _compilers: weakref.WeakKeyDictionary[Handle, _Compiler] = weakref.WeakKeyDictionary()
@@ -140,23 +141,34 @@ def guide_of(source: str, vocab: Vocab) -> Guide:
 class Guide:
     """The state of one text under a grammar. Not thread-safe.
 
+    Args:
+        known: the matcher of the grammar, which is left as it is.
+        vocab: of the model.
+
     Attributes:
         mask: uint32[(n_vocab + 31) / 32], one bit for each token, as ``fill`` has set it.
         error: why it can say no more; None as long as it can. The mask then allows nothing.
+        masks, must: what ``foresee`` has found: the masks of all rows but the first, one behind the other, and for each row
+            the token that must come, or -1.
     """
 
-    def __init__(self, matcher: Any, vocab: Vocab) -> None:
-        self._matcher = matcher
+    def __init__(self, known: Any, vocab: Vocab) -> None:
+        self._known = known
+        self._matcher = known.deep_copy()
         self._vocab = vocab
         self._n_words = (vocab.n_tokens + 31) // 32
         self.mask = ffi.new("uint32_t[]", self._n_words)
-        self._address = int(ffi.cast("intptr_t", self.mask))
+        self.masks, self.must = ffi.new("uint32_t[]", 0), ffi.new("int32_t[]", 1)
         self.error: GrammarError | None = None
+        self._taken: list[int] = []
+        self._filled = False  # whether the mask is that of the state
+        self._blind = False  # whether looking ahead has failed
 
     def fill(self) -> None:
         """Set ``mask`` to the tokens that may come next."""
-        if self.error is None:
-            self._matcher.unsafe_compute_mask_ptr(self._address, 4 * self._n_words)
+        if self.error is None and not self._filled:
+            self._compute(self.mask)
+            self._filled = True
             self._check()
 
     def words(self) -> bytes:
@@ -166,15 +178,90 @@ class Guide:
     def accept(self, token: int) -> None:
         """Take the token that has come."""
         if self.error is None:
+            self._filled = False
+            self._taken.append(token)
             self._matcher.consume_token(token)
             self._check()
 
     def forced(self) -> list[int]:
         """Take the tokens that must come next, whatever the model says, and return them; MOST_FORCED at most."""
-        if self.error is not None or self.ended:
+        if self.error is not None:
+            return []
+        tokens = self._run()
+        self._filled = self._filled and not tokens
+        self._taken += tokens
+        return tokens
+
+    def foresee(self, guesses: Sequence[int], *, forces: bool = True) -> list[int]:
+        """Return which tokens to check together where ``guesses`` are guessed to come next, and fill ``mask`` and ``masks``.
+
+        A guess that may not come ends the list, and so does one after which the text would be whole. Where tokens must come
+        after a guess, as ``forced`` would say, they take the place of the guesses; where these differ, the list ends after
+        them. What comes after the last of the list is never one that must come: such tokens cost no more once it is sure
+        that they do. The state stays as it is.
+
+        Args:
+            guesses: token ids. There are never more tokens than these.
+            forces: whether tokens that must come are not sampled; ``must`` has them.
+        """
+        self.fill()
+        if self.error is not None or self._blind or not guesses:
+            return []
+        if len(self.must) <= len(guesses):
+            self.masks = ffi.new("uint32_t[]", len(guesses) * self._n_words)
+            self.must = ffi.new("int32_t[]", len(guesses) + 1)
+        tokens, n_consumed = self._look(guesses, forces)
+        if self._matcher.is_error() or not self._matcher.rollback(n_consumed):
+            # There is no way back from an error that the text itself may never come to.
+            self._renew()
+            self._blind = True
+        return tokens
+
+    def _look(self, guesses: Sequence[int], forces: bool) -> tuple[list[int], int]:
+        """Return what may come, with masks for all that is sampled, and how many tokens that has consumed."""
+        matcher, must, ends = self._matcher, self.must, self._vocab.eog_tokens()
+        tokens: list[int] = []
+        n_consumed, mask, same = 0, self.mask, True
+        must[0] = -1
+        while same and len(tokens) < len(guesses):
+            guess = guesses[len(tokens)]
+            if not mask[guess // 32] >> guess % 32 & 1 or guess in ends or not matcher.try_consume_tokens([guess]):
+                break
+            n_consumed += 1
+            if self.ended:
+                break
+            run = self._run() if forces else []
+            n_consumed += len(run)
+            if len(tokens) + 1 + len(run) > len(guesses) or not ends.isdisjoint(run) or self.ended:
+                break
+            tokens.append(guess)
+            for token in run:
+                same = same and guesses[len(tokens)] == token
+                must[len(tokens)] = token
+                tokens.append(token)
+            must[len(tokens)] = -1
+            mask = self.masks + (len(tokens) - 1) * self._n_words
+            self._compute(mask)
+            if matcher.is_error():
+                del tokens[len(tokens) - 1 - len(run) :]
+                break
+        return tokens, n_consumed
+
+    def _run(self) -> list[int]:
+        """Consume what must come next, and return it."""
+        if self.ended:
             return []
         tokens: list[int] = self._matcher.compute_ff_tokens()[:MOST_FORCED]
         return tokens[: self._matcher.try_consume_tokens(tokens)]
+
+    def _compute(self, mask: Any) -> None:
+        self._matcher.unsafe_compute_mask_ptr(int(ffi.cast("intptr_t", mask)), 4 * self._n_words)
+
+    def _renew(self) -> None:
+        """Make another matcher that is where this one was."""
+        self._matcher = self._known.deep_copy()
+        self._matcher.consume_tokens(self._taken)
+        self._check()
 
     @property
     def ended(self) -> bool:
@@ -188,13 +275,15 @@ class Guide:
 
     def reset(self) -> None:
         """Begin anew."""
-        self._matcher.reset()
-        self.error = None
-        self._check()
+        self.error, self._filled = None, False
+        self._taken.clear()
+        self._renew()
 
     def clone(self) -> Guide:
         """Return one of its own in the same state."""
-        other = Guide(self._matcher.deep_copy(), self._vocab)
+        other = Guide(self._known, self._vocab)
+        other._matcher = self._matcher.deep_copy()
+        other._taken, other._blind = self._taken.copy(), self._blind
         other.error = self.error
         return other
 

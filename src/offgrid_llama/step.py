@@ -112,23 +112,30 @@ class Step:
 
         Args:
             sampler: a FastSampler, or a chain of llama.cpp's own samplers; None leaves it to the caller.
-            n_guessed: how many of the last tokens are guesses of what is sampled from the rows before them.
+            n_guessed: how many of the last tokens are guesses of what is sampled from the rows before them. Of a sampler
+                with a guide they are what its ``foresee`` has just returned.
             room: most tokens to sample.
         """
         end = len(self._tokens)
         row = end - 1 - n_guessed
+        rows: Sequence[int] = range(row, end)
         group = self._groups[len(self._samplers)]
         group.row, group.n_rows, group.room, group.n_tokens, group.status = row, 1 + n_guessed, room, 0, 0
+        group.masks = group.forced = ffi.NULL
         if type(sampler) is FastSampler:
             group.sampler, group.chain = sampler._c, ffi.NULL
             if sampler._n_logprobs is not None:
                 sampler._reserve(self.width)
             if sampler.guide is not None:
                 sampler.guide.fill()
+                if n_guessed:
+                    must = sampler.guide.must
+                    group.masks, group.forced = sampler.guide.masks, must
+                    rows = [row + i for i in range(n_guessed + 1) if must[i] < 0]  # the others need no logits
         else:
             group.sampler = group.chain = ffi.NULL
         self._samplers.append(sampler)
-        self._rows += range(row, end)
+        self._rows += rows
         return row
 
     def interrupt(self, on: bool = True) -> None:
@@ -162,7 +169,8 @@ class Step:
             if type(sampler) is FastSampler and sampler.guide is not None:
                 for token in results[index].tokens:
                     sampler.guide.accept(token)
-                results[index].force(sampler, self._groups[index].room - len(results[index].tokens))
+                if results[index].error is None:
+                    results[index].force(sampler, self._groups[index].room - len(results[index].tokens))
         return results
 
     def _native(self, ctx: Any, _: Any) -> int:

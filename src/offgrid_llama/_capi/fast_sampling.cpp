@@ -479,6 +479,16 @@ struct Desk {
 
 thread_local Desk desk_of_thread;
 
+// Count a token for the penalties; the oldest gives way.
+void keep_recent(og_fast_sampler & sampler, int32_t token) noexcept {
+    if (sampler.n_recent < sampler.last_n) {
+        sampler.recent[sampler.n_recent++] = token;
+    } else if (sampler.last_n > 0) {
+        sampler.recent[sampler.oldest] = token;
+        sampler.oldest = (sampler.oldest + 1) % sampler.last_n;
+    }
+}
+
 }  // namespace
 
 static OG_WIDE int32_t og_argmax(const float * values, int32_t n) noexcept {
@@ -518,14 +528,7 @@ static int32_t og_fast_sample(og_fast_sampler * sampler, float * logits, int32_t
         if (sampler->n_top >= 0) {
             desk.tell_logprobs(sampler, logits, n_vocab);
         }
-        if (sampler->last_n > 0) {  // the oldest gives way
-            if (sampler->n_recent < sampler->last_n) {
-                sampler->recent[sampler->n_recent++] = token;
-            } else {
-                sampler->recent[sampler->oldest] = token;
-                sampler->oldest = (sampler->oldest + 1) % sampler->last_n;
-            }
-        }
+        keep_recent(*sampler, token);
         return token;
     } catch (const std::exception & error) {
         desk.undo(logits);

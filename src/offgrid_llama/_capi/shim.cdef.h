@@ -78,6 +78,8 @@ typedef struct og_group {
     int32_t n_rows;                   // 1, and one for each token that is guessed to follow: the tokens of the rows after it
     og_fast_sampler * sampler;        // one of the two, with room for `width` times n_top; neither: the caller samples
     struct llama_sampler * chain;
+    const uint32_t * masks;           // of the sampler, for each row but the first, which has its own; NULL: its own for all
+    const int32_t * forced;           // for each row the token that must come, which is not sampled, or -1; NULL: sample all
     int32_t room;                     // most tokens to sample, at least 1
     int32_t n_tokens;                 // out: how many were sampled
     int32_t status;                   // out: 0, or what the sampler returned in place of a token

@@ -6,6 +6,8 @@ typedef struct og_group {
     int32_t n_rows;
     og_fast_sampler * sampler;
     struct llama_sampler * chain;
+    const uint32_t * masks;
+    const int32_t * forced;
     int32_t room;
     int32_t n_tokens;
     int32_t status;
@@ -43,13 +45,22 @@ struct Stepper {
 
     bool samples(const og_group & group) const noexcept { return group.sampler != nullptr || group.chain != nullptr; }
 
-    // Sample one token of a row for a group.
-    int32_t sample(og_group & group, int32_t row) {
-        float * logits = llama_get_logits_ith(ctx, row);
+    // Sample one token for a group, of the row that is `index` rows behind its first.
+    int32_t sample(og_group & group, int32_t index) {
+        if (group.forced != nullptr && group.forced[index] >= 0) {  // there is no choice, and so no number to draw
+            keep_recent(*group.sampler, group.forced[index]);
+            return group.forced[index];
+        }
+        float * logits = llama_get_logits_ith(ctx, group.row + index);
         if (group.sampler == nullptr) {
             return og_sample(group.chain, logits, n_vocab);
         }
+        const uint32_t * mask = group.sampler->mask;
+        if (group.masks != nullptr && index > 0) {
+            group.sampler->mask = group.masks + static_cast<size_t>(index - 1) * ((n_vocab + 31) / 32);
+        }
         const int32_t token = og_fast_sample(group.sampler, logits, n_vocab);
+        group.sampler->mask = mask;
         if (token >= 0 && group.sampler->n_top >= 0) {
             step.logprobs[(&group - step.groups) * step.width + group.n_tokens] = group.sampler->logprob;
             group.sampler->top_tokens += group.sampler->n_top;  // the next token's go behind; finish() goes back
@@ -67,7 +78,7 @@ struct Stepper {
         int32_t used = 0;
         bool ended = false;
         while (used < group.n_rows) {
-            const int32_t token = sample(group, group.row + used);
+            const int32_t token = sample(group, used);
             if (token < 0) {
                 group.status = token;
                 ended = true;

@@ -236,9 +236,9 @@ class Engine:
                 if isinstance(sampler, FastSampler) and n_keep is not None:
                     sampler.forces = False
                 request.budget = None if _budget is None else _budget()
-                guesses = not processors and not request.guided and request.budget is None
-                request.guesser = Lookup(tokens) if lookup and guesses else None
-                if self._drafting is not None and draft and guesses:
+                guesses = not processors and request.budget is None
+                request.guesser = Lookup(tokens, guided=request.guided) if lookup and guesses else None
+                if self._drafting is not None and draft and guesses and not request.guided:
                     request.acceptance = Acceptance(self._drafting.chance)
                 request.answer = Answer(index, samplers[-1].seed, request, TextStream(stops), events, shown)
                 events.answers.append(request.answer)

@@ -47,6 +47,7 @@ class Runs(Protocol):
     saved: list[tuple[int, int | None]]
     drafted: dict[Request, int]
     draft_seconds: float | None
+    dropped: dict[Request, int]
 
     def run(self, plan: Plan, n_steps: int = 1) -> dict[Request, Sampled]: ...
     def sampled(self) -> dict[Request, Sampled]: ...
@@ -286,7 +287,7 @@ class Loop:
             self._restore(plan, error)
         else:
             self._learn(plan)
-            self._give(sampled, runner.drafted)
+            self._give(sampled, runner.drafted, runner.dropped)
         for key, n_bytes in runner.saved:
             scheduler.operate(self._shelf.weigh(key, n_bytes))
         self._plan = None
@@ -299,7 +300,7 @@ class Loop:
         self._n_steps += runner.n_steps
         self._last_step_seconds = runner.seconds
         self._step_seconds += runner.seconds * runner.n_steps
-        n_guessed = plan.n_guessed + sum(runner.drafted.values())
+        n_guessed = plan.n_guessed + sum(runner.drafted.values()) - sum(runner.dropped.values())
         if not n_guessed:
             self._pace.observe(plan.n_generating, plan.n_prompt, runner.seconds)
         if not plan.n_prompt:
@@ -342,12 +343,17 @@ class Loop:
         else:
             self._scheduler.suspect(requests)
 
-    def _give(self, sampled: dict[Request, Sampled], drafted: Mapping[Request, int] | None = None) -> None:
+    def _give(
+        self,
+        sampled: dict[Request, Sampled],
+        drafted: Mapping[Request, int] | None = None,
+        dropped: Mapping[Request, int] | None = None,
+    ) -> None:
         """Turn what was sampled into text, and give it out."""
         now = perf_counter()
         tokens_of = {request: each.tokens for request, each in sampled.items()}
         forced = {request: each.n_forced for request, each in sampled.items() if each.n_forced}
-        for request, tokens in self._scheduler.apply(tokens_of, drafted, forced):
+        for request, tokens in self._scheduler.apply(tokens_of, drafted, forced, dropped):
             answer, each = request.answer, sampled[request]
             if answer.first_token is None:
                 answer.first_token = now

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -75,6 +75,7 @@ class Runner:
         saved: the keys and bytes of what the last step has put on the shelf; None is what is not there.
         drafted: how many tokens the draft model has guessed in the last step, by request. draft_seconds: how long it has
             taken for each of them, where that is known.
+        dropped: how many of the plan's guesses were not computed in the last step, as the grammar forbids them, by request.
         seconds: how long the last step has taken, without waiting for the GIL.
         n_steps: how many steps the last call has made.
     """
@@ -117,6 +118,7 @@ class Runner:
             raise
         self.drafted: dict[Request, int] = {}
         self.draft_seconds: float | None = None
+        self.dropped: dict[Request, int] = {}
         self._hook = on_step
         self._gil_seconds = 0.0  # waited after a call, lately
         self._requests: list[Request] = []  # whose tokens a step samples
@@ -141,11 +143,18 @@ class Runner:
             raise failures[0]
         drafts = self._draft(plan)
         step.clear()
+        self.dropped = {}
         self._requests = []
         processed: dict[Request, tuple[int, int]] = {}  # with their rows, and their room
         for rows in plan.rows:
-            request, n_guessed = rows.request, rows.n_guessed
-            step.add(rows.tokens, rows.pos, rows.seq)
+            request, tokens, n_guessed = rows.request, rows.tokens, rows.n_guessed
+            if n_guessed and request.guided:
+                sure = len(tokens) - n_guessed
+                guessed = self._foresee(request, tokens[sure:])
+                tokens = [*tokens[:sure], *guessed]
+                self.dropped[request] = n_guessed - len(guessed)
+                n_guessed = len(guessed)
+            step.add(tokens, rows.pos, rows.seq)
             if draft := drafts.get(request):
                 draft = draft[: rows.n_draft]
                 step.add(draft, rows.pos + len(rows.tokens), rows.seq)
@@ -173,6 +182,14 @@ class Runner:
             if rows.request.budget is not None and rows.sample:
                 self._watch(rows, found[rows.request])
         return found
+
+    @staticmethod
+    def _foresee(request: Request, guesses: Sequence[int]) -> list[int]:
+        """Return which of the guesses, or of what the grammar puts in their place, to check."""
+        guessed: list[int] = request.sampler.foresee(guesses)
+        must = request.sampler.guide.must
+        n = request.guesser.worth([must[i] < 0 for i in range(len(guessed))]) if guessed and request.guesser else 0
+        return guessed[:n]
 
     def _watch(self, rows: Rows, sampled: Sampled) -> None:
         """End the reasoning of a request whose budget is spent."""

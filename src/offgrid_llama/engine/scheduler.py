@@ -207,11 +207,12 @@ class Scheduler:
         sampled: Mapping[Request, Sequence[int]],
         drafted: Mapping[Request, int] | None = None,
         forced: Mapping[Request, int] | None = None,
+        dropped: Mapping[Request, int] | None = None,
     ) -> list[tuple[Request, Sequence[int]]]:
         """Take what the step of the last plan has given: the tokens of each request that was to be sampled.
 
         ``drafted`` is how many tokens the draft model has guessed for each; ``forced`` how many of the last ones were not
-        sampled but must follow, of those that have such.
+        sampled but must follow, of those that have such. ``dropped`` is how many of the plan's guesses were not computed.
 
         Returns the requests with their new tokens, without those that end a text. A request without any has failed.
         """
@@ -234,10 +235,12 @@ class Scheduler:
                 self.finish(request, FinishReason.ERROR)
                 continue
             if request.guesser is not None:
-                request.guesser.follow(tokens)
+                request.guesser.follow(tokens, n_forced)
             n_checked = drafted.get(request, 0) if n_draft and drafted else n_guessed
+            if dropped:
+                n_checked -= dropped.get(request, 0)
             if n_checked:
-                n_right = min(n - 1, n_checked)
+                n_right = min(n - n_forced - 1, n_checked)
                 request.n_guessed += n_checked
                 request.n_right += n_right
                 if n_draft and request.acceptance is not None:
@@ -278,7 +281,7 @@ class Scheduler:
             guesser = row.request.guesser
             if guesser is not None:
                 room = min(self._n_guessed - total, self._n_batch - len(rows) - n_more - total, row.room - 1)
-                if guessed := guesser.guess(self._costs, len(rows), total, room):
+                if guessed := guesser.guess(self._costs, len(rows), n_more + total, room):
                     total += len(guessed)
                     rows[i] = row._replace(tokens=[*row.tokens, *guessed], n_guessed=len(guessed))
         return total
