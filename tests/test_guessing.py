@@ -35,7 +35,7 @@ def test_what_followed_before() -> None:
 
 
 def test_a_grammar_has_a_say() -> None:
-    """What must come tells nothing of guesses and is worth nothing: the steps that are saved count, and how sure they are."""
+    """What must come tells nothing of guesses and is worth nothing: steps that are saved count, and how sure they are."""
     text = list(range(100, 140))
     costs = Costs()
     for _ in range(30):

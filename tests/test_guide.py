@@ -61,11 +61,11 @@ def test_texts_are_of_the_grammar(name: str, engine: og.Engine) -> None:
 
     texts = []
     for seed in range(6):
-        options = {**HOT, "seed": seed, "max_tokens": 100}
+        options = {**HOT, "seed": seed, "max_tokens": 300}
         texts.append(engine.submit("Answer:", grammar=grammar, **options))
         texts.append(engine.submit("Answer:", grammar=grammar, logits_processors=[processor], **options))
         texts.append(engine.submit("Answer:", grammar=grammar, logprobs=2, **options))
-    texts.append(engine.submit("Answer:", sampling=mirostat, max_tokens=100))
+    texts.append(engine.submit("Answer:", sampling=mirostat, max_tokens=300))
     for completion in texts:
         text = completion.result().text
         if completion.finish_reason is og.FinishReason.STOP:
