@@ -30,7 +30,10 @@ GRAMMARS: dict[str, tuple[og.Grammar, str]] = {
     "schema": (og.Grammar.json_schema(OBJECT), r'\{"first_name": ".*", "age_in_years": -?\d+\}'),
     "regex": (og.Grammar.regex(r"[A-Z][a-z]{2,8}/[0-9]+\n?!"), r"[A-Z][a-z]{2,8}/[0-9]+\n?!"),
     "choices": (og.Grammar.choices(["yes", "no", "yes, but", 'a "quoted" \\ one\n', "Größe"]), None),  # type: ignore[dict-item]
-    "lark": (og.Grammar.lark('start: item ("," item)*\nitem: NAME "=" NAME\nNAME: /[a-z]{1,4}/'), r"\w+=\w+(,\w+=\w+)*"),
+    "lark": (
+        og.Grammar.lark('start: item ("," item){0,5}\nitem: NAME "=" NAME\nNAME: /[a-z]{1,4}/'),
+        r"\w+=\w+(,\w+=\w+){0,5}",
+    ),
 }  # fmt: skip
 
 
@@ -61,11 +64,11 @@ def test_texts_are_of_the_grammar(name: str, engine: og.Engine) -> None:
 
     texts = []
     for seed in range(6):
-        options = {**HOT, "seed": seed, "max_tokens": 300}
+        options = {**HOT, "seed": seed, "max_tokens": 100}
         texts.append(engine.submit("Answer:", grammar=grammar, **options))
         texts.append(engine.submit("Answer:", grammar=grammar, logits_processors=[processor], **options))
         texts.append(engine.submit("Answer:", grammar=grammar, logprobs=2, **options))
-    texts.append(engine.submit("Answer:", sampling=mirostat, max_tokens=300))
+    texts.append(engine.submit("Answer:", sampling=mirostat, max_tokens=100))
     for completion in texts:
         text = completion.result().text
         if completion.finish_reason is og.FinishReason.STOP:

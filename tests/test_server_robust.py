@@ -55,7 +55,8 @@ def test_models_that_compute_at_once_share_the_cores(server: Served) -> None:
     text = {"model": "gemma-3-270m", "prompt": "Once upon a time", "max_tokens": 1500, "stream": True}
     post = functools.partial(httpx.stream, "POST", timeout=60)
     with post(url=f"{server.url}/v1/completions", json=text) as one:
-        next(events(one))
+        pieces = events(one)
+        next(pieces)
         assert server.models()["gemma-3-270m"]["threads"] == n_cores
         with post(url=f"{server.url}/v1/chat/completions", json=body(stream=True, max_tokens=100)) as other:
             found = events(other)
