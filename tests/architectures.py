@@ -89,7 +89,7 @@ TABLE: dict[str, dict[str, dict[str, Value]]] = {
             "attention.head_count": 0, "wkv.head_size": HEAD, "time_mix_extra_dim": 8, "time_decay_extra_dim": 16,
         },
         "rwkv7": {
-            "attention.head_count": 0, "wkv.head_size": HEAD, "attention.decay_lora_rank": 8,
+            "attention.head_count": 0, "wkv.head_size": 64, "attention.decay_lora_rank": 8,
             "attention.iclr_lora_rank": 8, "attention.value_residual_mix_lora_rank": 8, "attention.gate_lora_rank": 8,
         },
     },
@@ -201,7 +201,7 @@ def tensor(name: str, shape: tuple[int, ...]) -> Array:
         noise = -0.1 * np.exp(noise)
     elif "time_mix_decay.weight" in name or "time_mix_w0" in name:
         noise = noise - 4  # slow decays
-    elif name.endswith("norm.weight") or "rope" in name:
+    elif name.endswith(("norm.weight", "ln.weight")) or "rope" in name:
         noise = 1 + 0.1 * noise
     elif len(shape) == 1:
         noise = 0.1 * noise

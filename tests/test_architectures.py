@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 from architectures import ARCHITECTURES, HEAD, N_VOCAB, Architecture
-from twin import CLOSE, EXACT, LETTERS, decode
+from twin import CLOSE, EXACT, LETTERS, decode, write_gguf
 
 import offgrid_llama as og
 
@@ -646,3 +646,13 @@ def test_contexts_that_an_encoder_decoder_cannot_have(model: og.Model) -> None:
         pytest.raises(og.ContextError, match="none"),
     ):
         read(context, (OTHER, [0]))
+
+
+@pytest.mark.parametrize(("name", "size"), [("rwkv7", 32), ("rwkv7", 96), ("rwkv6", 0)])
+def test_heads_that_the_kernels_run_over(name: str, size: int, tmp_path: Path) -> None:
+    """Such a head is written over its end by ggml, where the vectors of the processor are wide, or its size divided by."""
+    made = ARCHITECTURES[name]
+    file = tmp_path / "heads.gguf"
+    write_gguf(file, made.keys() | {f"{name}.wkv.head_size": size}, {})
+    with pytest.raises(og.GGUFError, match=f"wkv.head_size = {size}"):
+        og.Model(file)

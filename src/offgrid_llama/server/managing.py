@@ -66,6 +66,7 @@ def managing_routes(state: State, route_class: type[APIRoute]) -> APIRouter:
     @router.get("/metrics", tags=["server"], response_class=Response)
     async def metrics() -> Response:
         """Tell Prometheus."""
+        await supervisor.refresh()
         return Response(state.metrics.text(), media_type=CONTENT_TYPE_LATEST)
 
     return router

@@ -22,6 +22,7 @@ import msgspec
 
 from .. import store
 from ..errors import StoreError
+from ..worker.frames import Answered, Call, Result
 from .errors import ApiError, busy
 from .settings import ModelSettings, Settings
 from .worker_process import Request, WorkerDiedError, WorkerProcess
@@ -36,6 +37,8 @@ LONGEST_BACKOFF = 60.0
 PATIENCE = 5.0
 """Seconds of a pause after deaths that requests wait for; they are told of a longer one."""
 MOST_SUSPECTS = 1024
+STATS_SECONDS = 0.5
+"""Most time for a worker to tell its numbers."""
 STRIKES = 2
 """A request that was with a worker at so many deaths is refused from then on."""
 OVERHEAD = 400 * 2**20
@@ -237,6 +240,18 @@ class Supervisor:
         while len(self._suspects) > MOST_SUSPECTS:
             self._suspects.popitem(last=False)
 
+    async def refresh(self) -> None:
+        """Ask all workers for their numbers; what does not answer at once keeps those of its last heartbeat."""
+
+        async def ask(worker: WorkerProcess) -> None:
+            request = worker.ask(lambda id_: Call(id_, "stats", {}))
+            try:
+                worker.stats = (await asyncio.wait_for(request.result(), STATS_SECONDS)).value
+            except (ApiError, asyncio.TimeoutError):
+                worker.forget(request)
+
+        await asyncio.gather(*(ask(entry.worker) for entry in self.entries.values() if entry.ready and entry.worker))
+
     # Loading and unloading ----------------------------------------------------------------------------------------------
 
     def _load(self, entry: Entry) -> None:
@@ -405,8 +420,6 @@ class Supervisor:
 
 
 async def _frames(request: Request) -> AsyncIterator[Any]:
-    from ..worker.frames import Answered, Result
-
     while True:
         for frame in await request.next():
             yield frame

@@ -60,7 +60,7 @@ class Generate(msgspec.Struct, tag="generate", array_like=True):
 
 
 class Call(msgspec.Struct, tag="call", array_like=True):
-    """Do something that takes one step: "embed", "rerank", "tokenize", "detokenize" or "template"."""
+    """Do something that takes one step: "embed", "rerank", "tokenize", "detokenize", "template", "stats"."""
 
     id: int
     what: str

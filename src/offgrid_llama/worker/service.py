@@ -297,7 +297,7 @@ class Service:
         """Do what takes one step, and tell what it has given or failed with."""
         does: dict[str, Callable[..., Any]] = {
             "embed": self._embed, "rerank": self._rerank, "tokenize": self._tokenize, "detokenize": self._detokenize,
-            "template": self._render,
+            "template": self._render, "stats": self.stats,
         }  # fmt: skip
         pool = self._one if asked.what in ("embed", "rerank") else self._pool
         try:
