@@ -262,6 +262,7 @@ def test_metrics_and_health(server: Served) -> None:
     secret = "xylophone-secret-word"
     asked = {"model": MODEL, "messages": [{"role": "user", "content": secret}], "max_tokens": 4}
     assert post(server, "/v1/chat/completions", asked).status_code == 200
+    assert post(server, "/v1/chat/completions", {**asked, "stream": True}).text.endswith("data: [DONE]\n\n")
     assert server.metric("offgrid_llama_tokens_total") > before
     wait_until(lambda: server.metric("offgrid_llama_worker_memory_bytes") > 10**8)
     text = httpx.get(f"{server.url}/metrics", timeout=10).text
@@ -300,6 +301,8 @@ def test_metrics_and_health(server: Served) -> None:
         ("/detokenize", {"tokens": [-1]}, "tokens"),
         ("/detokenize", {"tokens": [99999999]}, "token"),
         ("/apply-template", {"messages": [{"content": "a"}]}, "role"),
+        ("/apply-template", {"messages": ASKED, "chat_template_kwargs": {"a": 2**64}}, "64 bits"),
+        ("/v1/chat/completions", {"messages": [{"role": "user", "content": "a", "b": -(2**70)}]}, "64 bits"),
     ],
 )  # fmt: skip
 def test_what_is_refused(server: Served, path: str, body: dict[str, Any], says: str | None) -> None:

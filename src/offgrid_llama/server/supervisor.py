@@ -428,8 +428,11 @@ async def _frames(request: Request) -> AsyncIterator[Any]:
 
 
 def fingerprint(model: str, request: Any) -> bytes:
-    """Return what tells a request from others."""
-    return hashlib.sha256(model.encode() + b"\0" + msgspec.msgpack.encode(request)).digest()
+    """Return what tells a request from others. Raises ApiError for numbers that no frame has room for."""
+    try:
+        return hashlib.sha256(model.encode() + b"\0" + msgspec.msgpack.encode(request)).digest()
+    except OverflowError as error:
+        raise ApiError(400, "a whole number of the body has more than 64 bits", code="invalid_value") from error
 
 
 def _memory() -> int:
