@@ -22,6 +22,7 @@ import argparse
 import asyncio
 import json
 import os
+import re
 import socket
 import statistics
 import subprocess
@@ -46,6 +47,7 @@ SYSTEM = (
     "are welcome on the beach before eight in the morning and after six in the evening. The best month to come is June, "
     "when the lupins are out; in November it rains. The hotel at the quay has twelve rooms and a cat that is called Admiral."
 )
+_TEXT = re.compile(rb'"(content|text)": ?"(?!")')
 QUESTIONS = ("lighthouse", "market", "ferry", "museum", "train", "beach", "weather", "hotel", "cat", "island")
 
 
@@ -138,11 +140,7 @@ class Server:
         writer.write(head.encode() + body)
         times = []
         while line := await reader.readline():
-            if (
-                line.startswith(b"data: {")
-                and (b'"content":"' in line or b'"text":"' in line)
-                and b'"content":""' not in line
-            ):
+            if line.startswith(b"data: {") and _TEXT.search(line):
                 times.append(time.perf_counter())
         writer.close()
         if not times:
