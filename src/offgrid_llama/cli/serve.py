@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -50,10 +51,12 @@ def serve(
     verbose: Verbose = False,
 ) -> None:
     """Serve models to OpenAI's clients, on 127.0.0.1:11611 unless told otherwise."""
-    try:
-        from ..server import Settings, SettingsError, run
-    except ModuleNotFoundError as error:
-        raise UsageError(f"the server needs {error.name}: pip install 'offgrid-llama[server]'") from error
+    missing = [name for name in ("fastapi", "msgspec", "prometheus_client", "uvicorn") if find_spec(name) is None]
+    if missing:
+        raise UsageError(f"the server needs {', '.join(missing)}: pip install 'offgrid-llama[server]'")
+    from ..server import Settings, SettingsError
+    from ..server.supervisor import launch_first
+
     try:
         settings = Settings.load(
             config, host=host, port=port, models=models or None, insecure=insecure or None, log_format=log_format,
@@ -71,7 +74,10 @@ def serve(
     if check:
         _print(settings)
         return
-    run(settings, on_listening=lambda url: output.err(f"listening on {url}"))
+    launched = launch_first(settings)  # it loads while the server is imported
+    from ..server import run
+
+    run(settings, launched=launched, on_listening=lambda url: output.err(f"listening on {url}"))
 
 
 def _completed(settings: Settings, aliases: list[str], **given: int | None) -> Settings:

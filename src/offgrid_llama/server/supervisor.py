@@ -12,7 +12,7 @@ import hashlib
 import logging
 import os
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from time import monotonic
@@ -25,9 +25,9 @@ from ..errors import StoreError
 from ..worker.frames import Answered, Call, Result
 from .errors import ApiError, busy
 from .settings import ModelSettings, Settings
-from .worker_process import Request, WorkerDiedError, WorkerProcess
+from .worker_process import Launched, Request, WorkerDiedError, WorkerProcess, launch
 
-__all__ = ["Entry", "Supervisor", "fingerprint"]
+__all__ = ["Entry", "Supervisor", "fingerprint", "launch_first"]
 
 _logger = logging.getLogger("offgrid_llama.server")
 
@@ -134,10 +134,12 @@ class Supervisor:
 
     Args:
         settings: of the server.
+        launched: processes of models that were started already, by name.
     """
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, launched: Mapping[str, Launched] | None = None) -> None:
         self._settings = settings
+        self._launched = dict(launched or {})
         self.entries = {model.name: Entry(model) for model in settings.models}
         self._by_name = {
             name: self.entries[model.name] for model in settings.models for name in (model.name, *model.aliases)
@@ -274,7 +276,9 @@ class Supervisor:
             async with self._switch:
                 await self._leave(entry)  # it may be on its way out itself
                 await self._make_room(entry)
-                worker = WorkerProcess(entry.name, await self._spec(entry), self._died)
+                worker = WorkerProcess(
+                    entry.name, await self._spec(entry), self._died, self._launched.pop(entry.name, None)
+                )
                 entry.worker = worker
                 begin = monotonic()
                 _logger.info("loading %s", entry.name)
@@ -339,28 +343,10 @@ class Supervisor:
 
     async def _spec(self, entry: Entry) -> dict[str, Any]:
         """Return the arguments of the worker's Service. Raises ApiError where there is no such file."""
-        settings = entry.settings
         try:
-            file = await asyncio.to_thread(store.resolve, settings.model or settings.name)
-            draft = None if settings.draft is None else str(await asyncio.to_thread(store.resolve, settings.draft))
-            template = None if settings.template is None else await asyncio.to_thread(_read_text, settings.template)
+            return await asyncio.to_thread(worker_spec, entry.settings, self._settings.max_queue)
         except (StoreError, OSError) as error:
             raise ApiError(503, f"{entry.name} cannot be loaded: {error}", code="model_not_loaded") from error
-        engine = {
-            "n_ctx": settings.n_ctx, "n_seq_max": settings.n_parallel, "n_threads": settings.n_threads, "draft": draft,
-            **settings.engine, "max_queue": self._settings.max_queue,
-        }  # fmt: skip
-        model = dict(settings.load)
-        if settings.n_gpu_layers is not None:
-            model["n_gpu_layers"] = settings.n_gpu_layers
-        said = {name: value for name, value in engine.items() if value is not None}
-        return {
-            "file": str(file),
-            "engine": said,
-            "model": model,
-            "sampling": dict(settings.sampling),
-            "template": template,
-        }
 
     def _size(self, entry: Entry) -> int:
         if entry.n_bytes is not None:
@@ -415,6 +401,9 @@ class Supervisor:
         self.closed = True
         for task in list(self._tasks):
             task.cancel()
+        for _, end in self._launched.values():
+            end.close()  # without which the process ends
+        self._launched.clear()
         workers = [entry.worker for entry in self.entries.values() if entry.worker is not None]
         await asyncio.gather(*(worker.stop() for worker in workers), return_exceptions=True)
 
@@ -435,12 +424,39 @@ def fingerprint(model: str, request: Any) -> bytes:
         raise ApiError(400, "a whole number of the body has more than 64 bits", code="invalid_value") from error
 
 
+def worker_spec(settings: ModelSettings, max_queue: int) -> dict[str, Any]:
+    """Return the arguments of a worker's Service. Raises StoreError and OSError where there is no such file."""
+    file = store.resolve(settings.model or settings.name)
+    draft = None if settings.draft is None else str(store.resolve(settings.draft))
+    template = None if settings.template is None else Path(settings.template).read_text(encoding="utf-8")
+    engine = {
+        "n_ctx": settings.n_ctx, "n_seq_max": settings.n_parallel, "n_threads": settings.n_threads, "draft": draft,
+        **settings.engine, "max_queue": max_queue,
+    }  # fmt: skip
+    model = dict(settings.load)
+    if settings.n_gpu_layers is not None:
+        model["n_gpu_layers"] = settings.n_gpu_layers
+    said = {name: value for name, value in engine.items() if value is not None}
+    return {
+        "file": str(file),
+        "engine": said,
+        "model": model,
+        "sampling": dict(settings.sampling),
+        "template": template,
+    }
+
+
+def launch_first(settings: Settings) -> dict[str, Launched]:
+    """Start the process of the first model that is to be there from the beginning, while all else is still imported."""
+    for model in settings.models:
+        if model.preload:
+            with suppress(StoreError, OSError):  # which its load will tell of
+                return {model.name: launch(worker_spec(model, settings.max_queue))}
+    return {}
+
+
 def _memory() -> int:
     try:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (ValueError, OSError):
         return 2**63
-
-
-def _read_text(file: str) -> str:
-    return Path(file).read_text(encoding="utf-8")

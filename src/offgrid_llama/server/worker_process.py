@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable, Mapping
 from itertools import count
 from time import monotonic
-from typing import Any
+from typing import Any, TypeAlias
 
 from ..worker.frames import (
     Answered,
@@ -29,7 +29,9 @@ from ..worker.frames import (
 )
 from .errors import ApiError, busy
 
-__all__ = ["Request", "WorkerDiedError", "WorkerProcess"]
+__all__ = ["Launched", "Request", "WorkerDiedError", "WorkerProcess", "launch"]
+
+Launched: TypeAlias = "tuple[subprocess.Popen[bytes], socket.socket]"
 
 _logger = logging.getLogger("offgrid_llama.server")
 
@@ -95,6 +97,7 @@ class WorkerProcess:
         name: of the model, for people.
         spec: the arguments of the worker's Service.
         on_death: called when it has ended and was not to.
+        launched: its process, where that was started already.
 
     Attributes:
         info: what it has told of the model, once it is loaded.
@@ -103,7 +106,13 @@ class WorkerProcess:
         n_threads: how many it was told to compute with at most; None is nothing yet.
     """
 
-    def __init__(self, name: str, spec: Mapping[str, Any], on_death: Callable[[WorkerProcess], object]) -> None:
+    def __init__(
+        self,
+        name: str,
+        spec: Mapping[str, Any],
+        on_death: Callable[[WorkerProcess], object],
+        launched: Launched | None = None,
+    ) -> None:
         self.name = name
         self.info: dict[str, Any] = {}
         self.fraction = 0.0
@@ -112,6 +121,7 @@ class WorkerProcess:
         self.requests: dict[int, Request] = {}
         self._spec = spec
         self._on_death = on_death
+        self._launched = launched
         self._ids = count(1)
         self._process: subprocess.Popen[bytes] | None = None
         self._channel: Channel | None = None
@@ -132,18 +142,10 @@ class WorkerProcess:
         Raises ApiError where it cannot be, or not within ``load_seconds``. Later on the process is ended where it gives no
         sign of life for ``worker_seconds``.
         """
-        ours, theirs = socket.socketpair()
         try:
-            command = [sys.executable, "-m", "offgrid_llama.worker", str(theirs.fileno()), json.dumps(dict(self._spec))]
-            self._process = subprocess.Popen(
-                command, env=_environment(), pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL, close_fds=True, start_new_session=True,
-            )  # fmt: skip
+            self._process, ours = self._launched or launch(self._spec)
         except OSError as error:
-            ours.close()
             raise ApiError(503, f"{self.name} cannot be started: {error}", code="worker_not_started") from error
-        finally:
-            theirs.close()
         reader, writer = await asyncio.open_connection(sock=ours)
         self._channel = Channel(reader, writer, FromWorker)
         self._alive_at = monotonic()
@@ -277,6 +279,23 @@ class WorkerProcess:
             request.put(WorkerDiedError(self.name))
         if not self._stopping:
             self._on_death(self)
+
+
+def launch(spec: Mapping[str, Any]) -> Launched:
+    """Start a worker's process with the arguments of its Service; return it with our end of its socket."""
+    ours, theirs = socket.socketpair()
+    try:
+        command = [sys.executable, "-m", "offgrid_llama.worker", str(theirs.fileno()), json.dumps(dict(spec))]
+        process = subprocess.Popen(
+            command, env=_environment(), pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+            close_fds=True, start_new_session=True,
+        )  # fmt: skip
+    except OSError:
+        ours.close()
+        raise
+    finally:
+        theirs.close()
+    return process, ours
 
 
 def _environment() -> dict[str, str]:
