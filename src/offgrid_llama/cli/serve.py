@@ -55,7 +55,7 @@ def serve(
     if missing:
         raise UsageError(f"the server needs {', '.join(missing)}: pip install 'offgrid-llama[server]'")
     from ..server import Settings, SettingsError
-    from ..server.supervisor import launch_first
+    from ..server.specs import launch_first
 
     try:
         settings = Settings.load(

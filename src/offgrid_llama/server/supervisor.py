@@ -14,7 +14,6 @@ import os
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
-from pathlib import Path
 from time import monotonic
 from typing import Any
 
@@ -25,9 +24,10 @@ from ..errors import StoreError
 from ..worker.frames import Answered, Call, Result
 from .errors import ApiError, busy
 from .settings import ModelSettings, Settings
-from .worker_process import Launched, Request, WorkerDiedError, WorkerProcess, launch
+from .specs import worker_spec
+from .worker_process import Launched, Request, WorkerDiedError, WorkerProcess
 
-__all__ = ["Entry", "Supervisor", "fingerprint", "launch_first"]
+__all__ = ["Entry", "Supervisor", "fingerprint"]
 
 _logger = logging.getLogger("offgrid_llama.server")
 
@@ -422,37 +422,6 @@ def fingerprint(model: str, request: Any) -> bytes:
         return hashlib.sha256(model.encode() + b"\0" + msgspec.msgpack.encode(request)).digest()
     except OverflowError as error:
         raise ApiError(400, "a whole number of the body has more than 64 bits", code="invalid_value") from error
-
-
-def worker_spec(settings: ModelSettings, max_queue: int) -> dict[str, Any]:
-    """Return the arguments of a worker's Service. Raises StoreError and OSError where there is no such file."""
-    file = store.resolve(settings.model or settings.name)
-    draft = None if settings.draft is None else str(store.resolve(settings.draft))
-    template = None if settings.template is None else Path(settings.template).read_text(encoding="utf-8")
-    engine = {
-        "n_ctx": settings.n_ctx, "n_seq_max": settings.n_parallel, "n_threads": settings.n_threads, "draft": draft,
-        **settings.engine, "max_queue": max_queue,
-    }  # fmt: skip
-    model = dict(settings.load)
-    if settings.n_gpu_layers is not None:
-        model["n_gpu_layers"] = settings.n_gpu_layers
-    said = {name: value for name, value in engine.items() if value is not None}
-    return {
-        "file": str(file),
-        "engine": said,
-        "model": model,
-        "sampling": dict(settings.sampling),
-        "template": template,
-    }
-
-
-def launch_first(settings: Settings) -> dict[str, Launched]:
-    """Start the process of the first model that is to be there from the beginning, while all else is still imported."""
-    for model in settings.models:
-        if model.preload:
-            with suppress(StoreError, OSError):  # which its load will tell of
-                return {model.name: launch(worker_spec(model, settings.max_queue))}
-    return {}
 
 
 def _memory() -> int:
