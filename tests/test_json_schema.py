@@ -6,8 +6,7 @@ import dataclasses
 import enum
 import json
 import sys
-from decimal import Decimal
-from functools import partial
+from fractions import Fraction
 from pathlib import Path
 from typing import Any, Literal
 
@@ -261,14 +260,19 @@ def schemas_to_generate(vocab: og.Vocab) -> list[Any]:
     return found
 
 
+def _is_multiple(error: jsonschema.ValidationError) -> bool:
+    """Return whether a number is a multiple after all: as floats, -42.2001 is none of 0.0001."""
+    if error.validator != "multipleOf":
+        return False
+    return Fraction(repr(error.instance)) % Fraction(repr(error.validator_value)) == 0
+
+
 def test_generated_texts_are_valid(smollm2: og.Model, pytestconfig: pytest.Config) -> None:
     """At a temperature of 1.5, over the schemas of the suite: all that ended by itself is valid, the rest a beginning."""
     n_cases = pytestconfig.getoption("--hazard-cases") or 100
     schemas = schemas_to_generate(smollm2.vocab)
     assert len(schemas) >= 50
-    # With decimal numbers: as floats, -42.2001 is no multiple of 0.0001.
-    exact = partial(json.loads, parse_float=Decimal)
-    validators = [jsonschema.Draft202012Validator(exact(json.dumps(schema))) for schema in schemas]
+    validators = [jsonschema.Draft202012Validator(schema) for schema in schemas]
     n_whole = n_cut = 0
     with og.Engine(smollm2, n_seq_max=8, n_ctx=8 * 512, max_queue=100_000) as engine:
         grammars = [og.Grammar.json_schema(schema) for schema in schemas]
@@ -288,7 +292,9 @@ def test_generated_texts_are_valid(smollm2: og.Model, pytestconfig: pytest.Confi
         for at, completion in begun:
             text = completion.result().text
             if completion.finish_reason is og.FinishReason.STOP:
-                errors = [error.message for error in validators[at].iter_errors(exact(text))]
+                errors = [
+                    error.message for error in validators[at].iter_errors(json.loads(text)) if not _is_multiple(error)
+                ]
                 assert not errors, (schemas[at], text)
                 n_whole += 1
             else:
