@@ -362,7 +362,7 @@ class GGUF(Owner, Mapping[str, Value]):
         if groups > 1:
             rules.append(("expert_group_count", groups, experts % groups == 0))
             rules.append(("expert_group_used_count", groups_used, 0 < groups_used < groups))
-        if f"{architecture}.wkv.head_size" in values:
+        if "rwkv" in architecture:  # llama.cpp writes the key into every file that it saves: 0 for all the others
             # ggml computes wkv7 in steps as wide as the processor's vectors, 64 values at most, over the end of a head.
             step = 64 if architecture.endswith("rwkv7") else 1
             rules.append(("wkv.head_size", head := hparam("wkv.head_size"), head > 0 and head % step == 0))
