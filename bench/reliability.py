@@ -99,9 +99,7 @@ def kills(times: int, _seconds: float) -> dict[str, Any]:
             begin = time.perf_counter()
             post(served, f"/models/load/{MODEL}", {})
             found["seconds of a load"].append(time.perf_counter() - begin)
-            pid = next(
-                pid for pid in served.worker_pids() if MODEL in Path(f"/proc/{pid}/cmdline").read_bytes().decode()
-            )
+            pid = served.models()[MODEL]["pid"]
             errors: list[float] = []
             killed, begun = [0.0], threading.Barrier(17)  # 8 of each model run; the others wait
 

@@ -13,7 +13,10 @@ if TYPE_CHECKING:
     from .model import Model
     from .vocab import Vocab
 
-__all__ = ["fim_prompt", "infill"]
+__all__ = ["INFILL_SAMPLERS", "fim_prompt", "infill"]
+
+INFILL_SAMPLERS = ("top_k", "top_p", "infill")
+"""The last ends the text where that is likely."""
 
 
 def fim_prompt(vocab: Vocab, prefix: str, suffix: str, *, spm_infill: bool = False) -> list[int]:
@@ -68,7 +71,7 @@ def infill(
         model,
         fim_prompt(model.vocab, prefix, suffix, spm_infill=spm_infill),
         max_tokens=max_tokens,
-        sampling=sampling or SamplingParams(samplers=("top_k", "top_p", "infill")),
+        sampling=sampling or SamplingParams(samplers=INFILL_SAMPLERS),
         stop=stop,
         n_ctx=n_ctx,
         n_threads=n_threads,

@@ -10,6 +10,10 @@ __all__ = ["main"]
 def main() -> int:
     """Run the command line with the arguments of this process, and return the exit code."""
     try:
+        if sys.argv[1:2] == ["serve"] and not {"-h", "--help", "--check"}.intersection(sys.argv):
+            from ..server.launch import prepare
+
+            prepare()  # the start of the server is as long as this worker's
         import rich  # noqa: F401 - typer can do without it, the progress bars cannot
 
         from .app import run_app

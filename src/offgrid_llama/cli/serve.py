@@ -74,10 +74,10 @@ def serve(
     if check:
         _print(settings)
         return
-    launched = launch_first(settings)  # it loads while the server is imported
+    launch_first(settings)  # it loads while the server is imported
     from ..server import run
 
-    run(settings, launched=launched, on_listening=lambda url: output.err(f"listening on {url}"))
+    run(settings, on_listening=lambda url: output.err(f"listening on {url}"))
 
 
 def _completed(settings: Settings, aliases: list[str], **given: int | None) -> Settings:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from importlib import resources
 from time import monotonic
@@ -29,7 +29,6 @@ from .security import Guard
 from .settings import Settings
 from .state import State
 from .supervisor import Supervisor
-from .worker_process import Launched
 
 __all__ = ["create_app"]
 
@@ -43,9 +42,7 @@ _PAGE = {
 }
 
 
-def create_app(
-    settings: Settings | None = None, *, _launched: Mapping[str, Launched] | None = None, **given: Any
-) -> FastAPI:
+def create_app(settings: Settings | None = None, **given: Any) -> FastAPI:
     """Return the server as an ASGI app, to be served by uvicorn or mounted in another one.
 
     Args:
@@ -56,7 +53,7 @@ def create_app(
     Raises SettingsError.
     """
     settings = settings or Settings.load(**given)
-    supervisor = Supervisor(settings, _launched)
+    supervisor = Supervisor(settings)
     admission = Admission(settings)
     state = State(settings, supervisor, admission, Metrics(supervisor, admission))
 

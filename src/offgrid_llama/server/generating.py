@@ -59,7 +59,7 @@ async def _answer(
     asked = monotonic()
     if not stream:
         with state.admission.request(key):
-            return await while_connected(request, _whole(state, entry, frames, answer, asked))  # type: ignore[no-any-return]
+            return await while_connected(request, _whole(state, entry, frames, answer))  # type: ignore[no-any-return]
     usage = body.stream_options is not None and body.stream_options.include_usage
     n = (body.n or 1) if kind == "chat" else 0
     events = _events(state, entry, frames, answer, asked, key, n=n, usage=usage)
@@ -67,7 +67,7 @@ async def _answer(
     return EventStream(_after(first, events), state.settings.write_seconds)
 
 
-async def _whole(state: State, entry: Entry, frames: AsyncIterator[Any], answer: Answer, asked: float) -> Response:
+async def _whole(state: State, entry: Entry, frames: AsyncIterator[Any], answer: Answer) -> Response:
     async with aclosing(frames) as found:  # type: ignore[type-var]
         async for frame in found:
             if isinstance(frame, Answered):

@@ -8,7 +8,7 @@ import logging
 import os
 import socket
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import suppress
 from time import monotonic
 from typing import TYPE_CHECKING, Any
@@ -21,7 +21,6 @@ from .app import create_app
 from .errors import ApiError
 from .settings import Settings
 from .streams import ABORT
-from .worker_process import Launched
 
 if TYPE_CHECKING:
     from types import FrameType
@@ -38,22 +37,16 @@ FORCED_SECONDS = 3
 """What connections have left once the time for a graceful stop is over."""
 
 
-def run(
-    settings: Settings,
-    *,
-    on_listening: Callable[[str], object] | None = None,
-    launched: Mapping[str, Launched] | None = None,
-) -> None:
+def run(settings: Settings, *, on_listening: Callable[[str], object] | None = None) -> None:
     """Serve until SIGINT or SIGTERM, and then until what is under way has ended, ``grace_seconds`` at most.
 
     Args:
         settings: what to serve.
         on_listening: called with the server's address once it listens.
-        launched: what ``launch_first`` has started.
 
     Raises OSError where it cannot listen.
     """
-    Server(settings, on_listening, launched).run()
+    Server(settings, on_listening).run()
 
 
 class Server(uvicorn.Server):
@@ -62,19 +55,13 @@ class Server(uvicorn.Server):
     Args:
         settings: what to serve.
         on_listening: called with the server's address once it listens.
-        launched: what ``launch_first`` has started.
 
     Attributes:
         url: its address, once it listens.
     """
 
-    def __init__(
-        self,
-        settings: Settings,
-        on_listening: Callable[[str], object] | None = None,
-        launched: Mapping[str, Launched] | None = None,
-    ) -> None:
-        app = create_app(settings, _launched=launched)
+    def __init__(self, settings: Settings, on_listening: Callable[[str], object] | None = None) -> None:
+        app = create_app(settings)
         self._state: State = app.state.server
         self._settings = settings
         self._on_listening = on_listening

@@ -81,7 +81,7 @@ def _described(entry: Entry) -> dict[str, Any]:
     }  # fmt: skip
     if worker is not None:
         described |= {"loaded": round(worker.fraction, 3), "memory_bytes": worker.rss_bytes, "meta": worker.info}
-        described["threads"] = worker.n_threads
+        described |= {"threads": worker.n_threads, "pid": worker.pid}
     if entry.error is not None:
         described["error"] = entry.error.message
     return described

@@ -61,7 +61,7 @@ class Guard:
         try:
             self._check_size(scope["headers"])
             self._check_host(headers.get(b"host", b""))
-            scope["key"] = self._key(headers, scope["path"])
+            scope["key"] = self._key(headers, _path(scope))
             receive = await self._with_body(scope, headers, receive)
         except ApiError as error:
             await respond(error, send_with_headers)
@@ -130,6 +130,11 @@ class Guard:
             return {"type": "http.request", "body": body, "more_body": False}
 
         return received
+
+
+def _path(scope: Scope) -> str:
+    """Return the path below where the app is mounted."""
+    return str(scope["path"]).removeprefix(scope.get("root_path", "")) or "/"
 
 
 async def _read(receive: Receive, most: int) -> bytes:

@@ -8,8 +8,8 @@ from typing import Any
 
 from .. import store
 from ..errors import StoreError
+from .launch import launch_ahead
 from .settings import ModelSettings, Settings
-from .worker_process import Launched, launch
 
 __all__ = ["launch_first", "worker_spec"]
 
@@ -36,10 +36,9 @@ def worker_spec(settings: ModelSettings, max_queue: int) -> dict[str, Any]:
     }
 
 
-def launch_first(settings: Settings) -> dict[str, Launched]:
-    """Start the process of the first model that is to be there from the beginning, while all else is still imported."""
-    for model in settings.models:
-        if model.preload:
-            with suppress(StoreError, OSError):  # which its load will tell of
-                return {model.name: launch(worker_spec(model, settings.max_queue))}
-    return {}
+def launch_first(settings: Settings) -> None:
+    """Let the first model that is to be there from the beginning load already, while all else is still imported."""
+    model = next((each for each in settings.models if each.preload), None)
+    if model is not None:
+        with suppress(StoreError, OSError):  # which its load will tell of
+            launch_ahead(worker_spec(model, settings.max_queue))

@@ -12,7 +12,7 @@ import hashlib
 import logging
 import os
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from time import monotonic
 from typing import Any
@@ -25,7 +25,7 @@ from ..worker.frames import Answered, Call, Result
 from .errors import ApiError, busy
 from .settings import ModelSettings, Settings
 from .specs import worker_spec
-from .worker_process import Launched, Request, WorkerDiedError, WorkerProcess
+from .worker_process import Request, WorkerDiedError, WorkerProcess
 
 __all__ = ["Entry", "Supervisor", "fingerprint"]
 
@@ -134,12 +134,10 @@ class Supervisor:
 
     Args:
         settings: of the server.
-        launched: processes of models that were started already, by name.
     """
 
-    def __init__(self, settings: Settings, launched: Mapping[str, Launched] | None = None) -> None:
+    def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._launched = dict(launched or {})
         self.entries = {model.name: Entry(model) for model in settings.models}
         self._by_name = {
             name: self.entries[model.name] for model in settings.models for name in (model.name, *model.aliases)
@@ -276,9 +274,7 @@ class Supervisor:
             async with self._switch:
                 await self._leave(entry)  # it may be on its way out itself
                 await self._make_room(entry)
-                worker = WorkerProcess(
-                    entry.name, await self._spec(entry), self._died, self._launched.pop(entry.name, None)
-                )
+                worker = WorkerProcess(entry.name, await self._spec(entry), self._died)
                 entry.worker = worker
                 begin = monotonic()
                 _logger.info("loading %s", entry.name)
@@ -401,9 +397,6 @@ class Supervisor:
         self.closed = True
         for task in list(self._tasks):
             task.cancel()
-        for _, end in self._launched.values():
-            end.close()  # without which the process ends
-        self._launched.clear()
         workers = [entry.worker for entry in self.entries.values() if entry.worker is not None]
         await asyncio.gather(*(worker.stop() for worker in workers), return_exceptions=True)
 

@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
-import os
-import socket
 import subprocess
-import sys
 from collections.abc import Callable, Mapping
 from itertools import count
 from time import monotonic
-from typing import Any, TypeAlias
+from typing import Any
 
 from ..worker.frames import (
     Answered,
@@ -28,19 +24,11 @@ from ..worker.frames import (
     Threads,
 )
 from .errors import ApiError, busy
+from .launch import launch
 
-__all__ = ["Launched", "Request", "WorkerDiedError", "WorkerProcess", "launch"]
-
-Launched: TypeAlias = "tuple[subprocess.Popen[bytes], socket.socket]"
+__all__ = ["Request", "WorkerDiedError", "WorkerProcess"]
 
 _logger = logging.getLogger("offgrid_llama.server")
-
-PASSED_ON = (
-    "PATH", "HOME", "USER", "LANG", "LC_ALL", "TZ", "TMPDIR", "LD_LIBRARY_PATH", "VIRTUAL_ENV", "SYSTEMROOT",
-    "XDG_CACHE_HOME", "OFFGRID_LLAMA_CACHE",
-)  # fmt: skip
-PREFIXES = ("OMP_", "GOMP_", "KMP_", "GGML_", "CUDA_", "HIP_", "ROCR_", "VK_", "ASAN_", "UBSAN_", "LSAN_", "COVERAGE_")
-"""What a worker gets of the environment: what it takes to compute, and no secrets."""
 
 STUCK = 4.0
 """Times ``worker_seconds`` in which the engine of a worker that has something to compute must make a step."""
@@ -97,7 +85,6 @@ class WorkerProcess:
         name: of the model, for people.
         spec: the arguments of the worker's Service.
         on_death: called when it has ended and was not to.
-        launched: its process, where that was started already.
 
     Attributes:
         info: what it has told of the model, once it is loaded.
@@ -106,13 +93,7 @@ class WorkerProcess:
         n_threads: how many it was told to compute with at most; None is nothing yet.
     """
 
-    def __init__(
-        self,
-        name: str,
-        spec: Mapping[str, Any],
-        on_death: Callable[[WorkerProcess], object],
-        launched: Launched | None = None,
-    ) -> None:
+    def __init__(self, name: str, spec: Mapping[str, Any], on_death: Callable[[WorkerProcess], object]) -> None:
         self.name = name
         self.info: dict[str, Any] = {}
         self.fraction = 0.0
@@ -121,7 +102,6 @@ class WorkerProcess:
         self.requests: dict[int, Request] = {}
         self._spec = spec
         self._on_death = on_death
-        self._launched = launched
         self._ids = count(1)
         self._process: subprocess.Popen[bytes] | None = None
         self._channel: Channel | None = None
@@ -143,7 +123,7 @@ class WorkerProcess:
         sign of life for ``worker_seconds``.
         """
         try:
-            self._process, ours = self._launched or launch(self._spec)
+            self._process, ours = await asyncio.to_thread(launch, self._spec)
         except OSError as error:
             raise ApiError(503, f"{self.name} cannot be started: {error}", code="worker_not_started") from error
         reader, writer = await asyncio.open_connection(sock=ours)
@@ -279,25 +259,3 @@ class WorkerProcess:
             request.put(WorkerDiedError(self.name))
         if not self._stopping:
             self._on_death(self)
-
-
-def launch(spec: Mapping[str, Any]) -> Launched:
-    """Start a worker's process with the arguments of its Service; return it with our end of its socket."""
-    ours, theirs = socket.socketpair()
-    try:
-        command = [sys.executable, "-m", "offgrid_llama.worker", str(theirs.fileno()), json.dumps(dict(spec))]
-        process = subprocess.Popen(
-            command, env=_environment(), pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
-            close_fds=True, start_new_session=True,
-        )  # fmt: skip
-    except OSError:
-        ours.close()
-        raise
-    finally:
-        theirs.close()
-    return process, ours
-
-
-def _environment() -> dict[str, str]:
-    kept = {name: value for name, value in os.environ.items() if name in PASSED_ON or name.startswith(PREFIXES)}
-    return {**kept, "GGML_NO_BACKTRACE": "1", "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}

@@ -1,13 +1,12 @@
-"""The worker's process: ``python -m offgrid_llama.worker FD SPEC``. It owns one model, and ends with the server.
+"""The worker's process: ``python -m offgrid_llama.worker FD``. It owns one model, and ends with the server.
 
-FD is its end of a socket pair, SPEC the path and arguments of Service as JSON. Whatever kills this process, by an abort, a
+FD is its end of a socket pair, by which it is told at first what to load. Whatever kills this process, by an abort, a
 segmentation fault or for want of memory, kills no other.
 """
 
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 import resource
 import socket
@@ -24,10 +23,14 @@ HEARTBEAT = 1.0
 """Seconds between two."""
 
 
-async def main(fd: int, spec: dict[str, Any]) -> None:
-    """Load the model, and answer until the server says so, or is gone."""
+async def main(fd: int) -> None:
+    """Load a model, and answer until the server says so, or is gone."""
     reader, writer = await asyncio.open_connection(sock=socket.socket(fileno=fd))
     channel = Channel(reader, writer, frames.ToWorker)
+    first = await channel.receive()
+    if not first or not isinstance(first[0], frames.Load):
+        return
+    spec = first[0].spec
     loop = asyncio.get_running_loop()
     service: Service | None = None
 
@@ -102,4 +105,4 @@ def _exit() -> None:
 
 if __name__ == "__main__":
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    asyncio.run(main(int(sys.argv[1]), json.loads(sys.argv[2])))
+    asyncio.run(main(int(sys.argv[1])))

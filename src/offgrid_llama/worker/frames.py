@@ -21,6 +21,7 @@ __all__ = [
     "Failed",
     "Generate",
     "Heartbeat",
+    "Load",
     "Loaded",
     "Loading",
     "Message",
@@ -30,6 +31,7 @@ __all__ = [
     "Threads",
     "TokenLogprob",
     "Usage",
+    "packed",
 ]  # fmt: skip
 
 MOST_BYTES = 256 * 2**20
@@ -39,6 +41,12 @@ _LENGTH = struct.Struct("!I")
 
 
 # From the server --------------------------------------------------------------------------------------------------------
+
+
+class Load(msgspec.Struct, tag="load", array_like=True):
+    """Load a model. It comes first, and once. ``spec`` is the arguments of Service."""
+
+    spec: dict[str, Any]
 
 
 class Generate(msgspec.Struct, tag="generate", array_like=True):
@@ -185,8 +193,19 @@ class Heartbeat(msgspec.Struct, tag="heartbeat", array_like=True):
     stats: dict[str, float]
 
 
-ToWorker = Generate | Call | Cancel | Threads | Stop
+ToWorker = Load | Generate | Call | Cancel | Threads | Stop
 FromWorker = Part | Answered | Result | Failed | Loading | Loaded | Heartbeat
+
+
+_encoder = msgspec.msgpack.Encoder()
+
+
+def packed(frames: list[Any]) -> bytes:
+    """Return the bytes that carry frames. Raises ValueError where they are too many."""
+    data = _encoder.encode(frames)
+    if len(data) > MOST_BYTES:
+        raise ValueError(f"a frame of {len(data):,} bytes is larger than {MOST_BYTES:,}")
+    return _LENGTH.pack(len(data)) + data
 
 
 class Channel:
@@ -200,7 +219,6 @@ class Channel:
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, receives: Any) -> None:
         self._reader = reader
         self._writer = writer
-        self._encoder = msgspec.msgpack.Encoder()
         self._decoder = msgspec.msgpack.Decoder(list[receives])
         self._waiting: list[Any] = []
         self._loop = asyncio.get_running_loop()
@@ -215,10 +233,7 @@ class Channel:
         """Send now what was to be sent soon."""
         frames, self._waiting = self._waiting, []
         if frames and not self._writer.is_closing():
-            data = self._encoder.encode(frames)
-            if len(data) > MOST_BYTES:
-                raise ValueError(f"a frame of {len(data):,} bytes is larger than {MOST_BYTES:,}")
-            self._writer.write(_LENGTH.pack(len(data)) + data)
+            self._writer.write(packed(frames))
 
     async def receive(self) -> list[Any] | None:
         """Return the next frames, or None where the other side is gone or says what is no frame."""

@@ -26,7 +26,7 @@ from ..errors import (
     TokenizeError,
     ToolError,
 )
-from ..infill import fim_prompt
+from ..infill import INFILL_SAMPLERS, fim_prompt
 from ..model import Model
 from ..params import PoolingType
 from ..reranking import Reranker
@@ -217,7 +217,8 @@ class Service:
 
     def _submit_texts(self, asked: frames.Generate) -> list[Completion]:
         engine, request = self._generating(), asked.request
-        options = request_options(request, engine, self._sampling)
+        usual = {"samplers": INFILL_SAMPLERS} if request.get("suffix") else {}
+        options = request_options(request, engine, {**usual, **self._sampling})
         if request.get("logprobs") is not None:
             options["logprobs"] = request["logprobs"]
         prompts = _prompts(request["prompt"])
