@@ -11,6 +11,7 @@ import threading
 import weakref
 from collections import OrderedDict
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from ._capi import ffi
@@ -121,6 +122,8 @@ def _llguidance() -> Any:
 def prepare(vocab: Vocab) -> None:
     """Build the table of a model in a thread of its own, so that the first grammar need not wait for it.
 
+    Not while anything is computed: a busy thread beside those of a decode slows it down by far more than its share.
+
     Does nothing without llguidance. What goes wrong is raised where a grammar is used.
     """
 
@@ -130,7 +133,8 @@ def prepare(vocab: Vocab) -> None:
         except (OffgridLlamaError, ValueError, TypeError):
             return
 
-    threading.Thread(target=build, name="offgrid_llama guide", daemon=True).start()
+    with suppress(RuntimeError):  # no room for a thread
+        threading.Thread(target=build, name="offgrid_llama guide", daemon=True).start()
 
 
 def guide_of(source: str, vocab: Vocab) -> Guide:

@@ -78,7 +78,7 @@ class Vocab:
         self._pieces: dict[int, bytes] = {}  # of the tokens that were asked for
         self._texts: dict[int | None, str] = {}  # and of those that were asked for alone
         self._eog: frozenset[int] | None = None
-        self._characters: set[str] = set()  # that are tokens; filled by _special_texts()
+        self._characters: set[str] = set()  # that are tokens, and the space; filled by _refuse_squares()
         self._specials: dict[bool, list[bytes]] = {}
         self._controls: dict[str, int] = {}
         with self._handle as ptr:
@@ -274,7 +274,7 @@ class Vocab:
         """Return all tokens that end the generation; see ``is_eog``."""
         with self._handle:
             if self._eog is None:
-                self._eog = frozenset(t for t in range(self.n_tokens) if lib.llama_vocab_is_eog(self._ptr, t))
+                self._eog = frozenset(self._find(lib.OG_ENDS))
             return self._eog
 
     def control_tokens(self) -> Mapping[str, int]:
@@ -308,6 +308,10 @@ class Vocab:
                 raise TokenizeError(f"text has more than {MAX_SPECIAL_TOKENS:,} special tokens: tokenize it in parts")
         if self.type is not VocabType.SPM:
             return
+        if not self._characters:
+            with self._handle:
+                texts = [self._text_bytes(token).decode("utf-8", "replace") for token in self._find(lib.OG_SHORT, 4)]
+            self._characters = {" ", *(text for text in texts if len(text) == 1)}
         text = data.decode("utf-8")
         marks = {0: " "} | dict.fromkeys(map(ord, set(text) - self._characters), "\0")
         longest = max(map(len, re.findall("\0+", text.translate(marks))), default=0)
@@ -321,22 +325,25 @@ class Vocab:
         """Return the tokens, longest first, that llama.cpp looks for before it splits a text into words."""
         if not self._specials:
             parsed, special = TokenAttr.CONTROL | TokenAttr.UNKNOWN, {False: set[bytes](), True: set[bytes]()}
-            characters = {" "}
             with self._handle:
-                for token in range(self.n_tokens):
-                    text = ffi.string(lib.llama_vocab_get_text(self._ptr, token))
-                    if len(text) <= 4 and len(character := text.decode("utf-8", "replace")) == 1:
-                        characters.add(character)
-                    attr = lib.llama_vocab_get_attr(self._ptr, token)
-                    if attr & (parsed | TokenAttr.USER_DEFINED) and text:
-                        special[True].add(text)
-                        if attr & parsed:
-                            self._controls.setdefault(text.decode("utf-8", "replace"), token)
-                        else:
-                            special[False].add(text)
-            self._characters = characters
+                for token in self._find(lib.OG_HAS, int(parsed | TokenAttr.USER_DEFINED)):
+                    if not (text := self._text_bytes(token)):
+                        continue
+                    special[True].add(text)
+                    if lib.llama_vocab_get_attr(self._ptr, token) & parsed:
+                        self._controls.setdefault(text.decode("utf-8", "replace"), token)
+                    else:
+                        special[False].add(text)
             self._specials = {parse: sorted(texts, key=len, reverse=True) for parse, texts in special.items()}
         return self._specials[parse_special]
+
+    def _find(self, what: int, argument: int = 0) -> list[int]:
+        """Return the tokens that ``og_find_tokens`` finds; the handle is in use."""
+        tokens = ffi.new("int32_t[]", max(1, self.n_tokens))
+        return list(ffi.unpack(tokens, lib.og_find_tokens(self._ptr, what, argument, tokens)))
+
+    def _text_bytes(self, token: int) -> bytes:
+        return bytes(ffi.string(lib.llama_vocab_get_text(self._ptr, token)))
 
     def _id(self, name: str, token: int) -> int:
         self._refuse_none()

@@ -114,6 +114,13 @@ int32_t og_allows(struct llama_sampler * grammar, int32_t token);
 // Returns how many bytes there are, or the negative of that where there is no room for them, or INT32_MIN as the guard does.
 int32_t og_pieces(const struct llama_vocab * vocab, char * buffer, int32_t size, int32_t * ends, int32_t * attrs);
 
+// The tokens that end a text (OG_ENDS), have one of the llama_token_attr `argument` (OG_HAS), or whose text is of `argument`
+// bytes at most (OG_SHORT), in order, to `tokens`, which has room for all. Returns how many, or INT32_MIN as the guard does.
+#define OG_ENDS 0
+#define OG_HAS 1
+#define OG_SHORT 2
+int32_t og_find_tokens(const struct llama_vocab * vocab, int32_t what, int32_t argument, int32_t * tokens);
+
 // The first entry of an array of strings that an earlier one equals, or -1.
 int64_t og_gguf_repeated(const struct gguf_context * ctx, int64_t key_id);
 

@@ -320,6 +320,32 @@ static int32_t og_pieces(
     return INT32_MIN;
 }
 
+#define OG_ENDS 0
+#define OG_HAS 1
+#define OG_SHORT 2
+
+static int32_t og_find_tokens(
+        const struct llama_vocab * vocab, int32_t what, int32_t argument, int32_t * tokens) noexcept {
+    try {
+        int32_t n = 0;
+        const int32_t n_vocab = llama_vocab_n_tokens(vocab);
+        for (int32_t token = 0; token < n_vocab; token++) {
+            const bool found = what == OG_ENDS ? llama_vocab_is_eog(vocab, token)
+                : what == OG_HAS ? (llama_vocab_get_attr(vocab, token) & argument) != 0
+                : strlen(llama_vocab_get_text(vocab, token)) <= static_cast<size_t>(argument);
+            if (found) {
+                tokens[n++] = token;
+            }
+        }
+        return n;
+    } catch (const std::exception & error) {
+        remember("llama_vocab_get_attr", error.what());
+    } catch (...) {
+        remember("llama_vocab_get_attr", "an exception that is no std::exception");
+    }
+    return INT32_MIN;
+}
+
 static int64_t og_gguf_repeated(const struct gguf_context * ctx, int64_t key_id) noexcept {
     try {
         const size_t n = gguf_get_arr_n(ctx, key_id);

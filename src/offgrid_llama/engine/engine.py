@@ -7,6 +7,7 @@ import warnings
 import weakref
 from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
@@ -129,9 +130,9 @@ class Engine:
             n_ctx_seq=self.n_ctx_seq, eog=self.model.vocab.eog_tokens(), max_queue=max_queue,
             n_guessed=N_GUESSED if guesses else 0, drafting=self._drafting, trim=runner.trim,
             shelf_bytes=cache_bytes, disk_bytes=0 if cache_dir is None else cache_dir_bytes, n_cells=runner.n_cells,
+            when_quiet=partial(prepare, self.model.vocab),
         )  # fmt: skip
         self._loop.start()
-        prepare(self.model.vocab)
         self._finalizer = weakref.finalize(self, _finalize, self._loop, self._own)
 
     def submit(

@@ -5,9 +5,10 @@ from __future__ import annotations
 import logging
 import threading
 from collections import Counter
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from time import perf_counter, sleep
 from typing import TYPE_CHECKING, Protocol
 
@@ -34,6 +35,9 @@ ALONE = 0.0005
 
 TOGETHER = 0.02
 """Most seconds that it waits where more and more come."""
+
+QUIET = 0.5
+"""Seconds without a request after which that is done which can wait."""
 
 UNSEEN = 8
 """Steps that are made in one call while nobody reads along; whatever comes in ends it with the step that is under way."""
@@ -115,6 +119,7 @@ class Loop:
         trim: what its memory can forget.
         shelf_bytes: room for what has to leave it. disk_bytes: the same, on disk.
         n_cells: how many positions its sequences share; None where each has its own.
+        when_quiet: called once, when for a while there was nothing to do; it does not take long.
     """
 
     def __init__(
@@ -133,6 +138,7 @@ class Loop:
         shelf_bytes: int = 0,
         disk_bytes: int = 0,
         n_cells: int | None = None,
+        when_quiet: Callable[[], object] | None = None,
     ) -> None:
         self.name = name
         self._runner = runner
@@ -160,6 +166,7 @@ class Loop:
         self._guessed_tokens = self._guessed_tokens_right = 0
         self._n_steps = self._n_failed_steps = 0
         self._step_seconds = self._last_step_seconds = 0.0
+        self._when_quiet = when_quiet
         self._thread = threading.Thread(target=self._run, name=f"offgrid_llama {name}", daemon=True)
 
     def start(self) -> None:
@@ -244,7 +251,7 @@ class Loop:
                 if not stepped:
                     if self._inbox.empty():
                         self._runner.rest()
-                    self._receive(*self._inbox.get())
+                    self._receive(*self._wait())
                     self._gather()
         except BaseException as error:
             if not isinstance(error, ClosedError):
@@ -253,6 +260,15 @@ class Loop:
             with self._lock:
                 self._closed = f"has failed: {error}"
         self._stop()
+
+    def _wait(self) -> tuple[str, Sequence[Request]]:
+        """Return what comes in next."""
+        if self._when_quiet is not None:
+            with suppress(Empty):
+                return self._inbox.get(timeout=QUIET)
+            when_quiet, self._when_quiet = self._when_quiet, None
+            when_quiet()
+        return self._inbox.get()
 
     def _gather(self) -> None:
         """Wait for those who come together with the first, so that they share their steps from the beginning."""
