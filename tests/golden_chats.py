@@ -41,7 +41,6 @@ NOT_AS_EXPECTED: dict[str, list[int]] = {
     "reasoning begins with words of the prompt, which are not the model's": [390, 391],
     "parts of a message: reasoning that is not asked for apart has no marks": [419],
     "parts of a message: reasoning that is continued": [433],
-    "CDATA": [459],
 }  # fmt: skip
 """Numbers of the cases in which we give something else, by why."""
 

@@ -363,6 +363,43 @@ def test_one_cache_for_all(letters: og.Model) -> None:
         idle(engine)
 
 
+def test_pieces_that_come_together(letters: og.Model) -> None:
+    """What is computed within ``stream_interval`` comes as one piece, but for the first token; the text is the same."""
+    expected = alone(letters, [9], 90, ENDLESS)[0]
+    n_pieces = {}
+    for interval in (0.0, 1.0):
+        with make(letters, stream_interval=interval) as engine:
+            pieces = list(engine.stream([9], max_tokens=90, sampling=ENDLESS))
+            assert [token for piece in pieces for token in piece.tokens] == expected
+            assert len(pieces[0].tokens) == 1
+            n_pieces[interval] = len(pieces)
+    assert n_pieces[1.0] < n_pieces[0.0] / 2
+    for wrong in (-1, 2, math.nan):
+        with pytest.raises(ValueError, match="stream_interval"):
+            make(letters, stream_interval=wrong)
+
+
+def test_what_can_wait_is_done_when_nothing_else_is(letters: og.Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The engine's thread sees to it once, after a while without a request, and not before one that is there."""
+    loop = driven(letters)._loop
+    done: list[int] = []
+
+    def when_quiet() -> None:
+        done.append(1)
+        loop._inbox.put(("second", ()))
+
+    monkeypatch.setattr("offgrid_llama.engine.loop.QUIET", 0.01)
+    loop._when_quiet = when_quiet
+    loop._inbox.put(("first", ()))
+    assert loop._wait() == ("first", ())
+    assert not done
+    assert loop._wait() == ("second", ())
+    assert done == [1]
+    loop._inbox.put(("third", ()))
+    assert loop._wait() == ("third", ())
+    assert done == [1]
+
+
 def test_eight_that_arrive_together_compute_their_prefix_once(letters: og.Model) -> None:
     """No token of a shared beginning is computed twice."""
     system = [random.Random(1).randrange(7, 57) for _ in range(150)]
@@ -370,10 +407,10 @@ def test_eight_that_arrive_together_compute_their_prefix_once(letters: og.Model)
         computed = 0
         run = engine._loop._runner.run
 
-        def count(plan: Plan, n_steps: int = 1) -> Any:
+        def count(plan: Plan, n_steps: int = 1, seconds: float = 0) -> Any:
             nonlocal computed
             computed += plan.n_prompt
-            return run(plan, n_steps)
+            return run(plan, n_steps, seconds)
 
         engine._loop._runner.run = count  # type: ignore[method-assign]
         completions = [engine.submit([*system, 20 + i], max_tokens=4, **GREEDY) for i in range(8)]
@@ -1275,10 +1312,10 @@ def test_a_busy_python_thread(letters: og.Model) -> None:
         runner = engine._loop._runner
         run = runner.run
 
-        def count(plan: Plan, n_steps: int = 1) -> Any:
+        def count(plan: Plan, n_steps: int = 1, seconds: float = 0) -> Any:
             nonlocal calls
             calls += 1
-            return run(plan, n_steps)
+            return run(plan, n_steps, seconds)
 
         runner.run = count  # type: ignore[method-assign]
         thread.start()

@@ -61,7 +61,7 @@ def test_cases_of_llama_cpp() -> None:
         if not same(case, whole):
             wrong.add(number)
     assert wrong == others
-    assert len(CASES) - len(wrong) == 406
+    assert len(CASES) - len(wrong) == 407
 
 
 def test_formats_are_found() -> None:
@@ -127,6 +127,23 @@ def test_what_templates_write(name: str, calls: list[tuple[str, dict[str, Any]]]
     for text in (answer[answer.find(form.trigger or calls[0][0]) :], mark):
         found = read_calls(form, text, step)[1]
         assert found == calls, text
+
+
+@pytest.mark.parametrize("step", [1, 7, 1000])
+def test_texts_that_are_fenced(step: int) -> None:
+    """A template that writes texts with signs of markup as CDATA is found out about, and what it writes is read."""
+    template, form, _ = known("openbmb-MiniCPM5-1B.jinja")
+    assert form.tags is not None
+    assert form.tags.fence == ("<![CDATA[", "]]>")
+    for city in ("a & b", "<b>\n</param></function> [[", "plain", "<![CDATA", ""):
+        arguments = {"city": city, "days": 3}
+        described = [("get_weather", arguments, "call1abcd")]
+        call = {"type": "function", "function": {"name": "get_weather", "arguments": json.dumps(arguments)}}
+        asked = [{"role": "user", "content": "Do it."}, {"role": "assistant", "content": None, "tool_calls": [call]}]
+        rendered = template.render(tool_messages(asked, form), tools=[tool.as_dict() for tool in TOOLS])
+        written = form.write(described)
+        assert written in rendered
+        assert read_calls(form, written, step)[1] == [("get_weather", arguments)]
 
 
 @pytest.mark.parametrize("name", [name for name in WRITTEN if known(name)[1].anywhere])

@@ -14,6 +14,8 @@ from offgrid_llama.chat.reasoning import MARK
 
 __all__ = ["ARGUMENT", "JSON_IN_TAGS", "PYTHONIC", "ArgumentTags", "Heads", "Slot", "Style", "ToolFormat", "Value"]
 
+_MARKUP = re.compile(r"[<&\n]")
+
 ARGUMENT = "\ue000"
 """Stands for an argument's name in what is behind its value."""
 
@@ -58,11 +60,13 @@ class ArgumentTags:
         begin: before the name.
         separator: between two arguments.
         values: how a value of each of JSON Schema's types is written.
+        fence: what is before and behind a text as it is that has signs of markup in it; None is nothing.
     """
 
     begin: str
     separator: str
     values: Mapping[str, Value]
+    fence: tuple[str, str] | None = None
 
 
 @dataclass(frozen=True)
@@ -149,6 +153,8 @@ class ToolFormat:
         for name, value in arguments.items():
             way = tags.values[KIND_OF.get(type(value), "object")]
             text = _in_style(value, way.style, tags.values["string"].end)
+            if tags.fence is not None and way.style is Style.RAW and _MARKUP.search(text):
+                text = tags.fence[0] + text + tags.fence[1]
             written.append(tags.begin + name + way.middle + text + way.end.replace(ARGUMENT, name))
         return tags.separator.join(written)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
@@ -39,6 +39,7 @@ _FN, _FN2 = "zorblax", "quimby"
 _ARG, _ARG2 = "frobniz", "grault"
 _VAL = "Waldo plugh"
 _ID, _ID2 = "abcabcabc", "defdefdef"  # some templates want nine letters
+_MARKED = f"{_VAL} <corge> &\nfred"
 _KINDS: dict[str, Any] = {
     "string": _VAL, "integer": 73501, "number": 73.25, "boolean": True, "null": None, "array": ["waldo", "plugh", True],
     "object": {"waldo": "plugh", "corge": [True, 73501]},
@@ -285,13 +286,19 @@ def _tagged(
         return None
     before, item, after, separator, _ = found
     first = item.partition(_ARG)[0]
+
+    def written(value: Any) -> str | None:
+        """Return what is behind the name of an argument with this value."""
+        text = rendered({_ARG: value})
+        if text is None or not text.startswith(before + first + _ARG) or not text.endswith(after):
+            return None
+        return text[len(before + first + _ARG) : len(text) - len(after)]
+
     values: dict[str, Value] = {}
     for kind, value in _KINDS.items():
-        text = rendered({_ARG: value})
-        if text is not None and text.startswith(before + first + _ARG) and text.endswith(after):
-            inner = text[len(before + first + _ARG) : len(text) - len(after)]
-            if (read := _value(inner, value)) is not None:
-                values[kind] = read
+        inner = written(value)
+        if inner is not None and (read := _value(inner, value)) is not None:
+            values[kind] = read
     if "string" not in values:
         return None
     usual = values.get("integer", Value(values["string"].middle, values["string"].end, Style.JSON))
@@ -300,7 +307,16 @@ def _tagged(
     slots = _slots(
         call[: len(before)] + call[len(before) + len(item) :], [*places, (Slot.ARGUMENTS, len(before), len(before))]
     )
-    return None if slots is None else (slots, ArgumentTags(first, separator, values))
+    return None if slots is None else (slots, ArgumentTags(first, separator, values, _fence(values["string"], written)))
+
+
+def _fence(way: Value, written: Callable[[Any], str | None]) -> tuple[str, str] | None:
+    """Return what is around a text that has signs of markup in it, besides what is around others."""
+    inner = written(_MARKED) if way.style is Style.RAW else None
+    if inner is None or not inner.startswith(way.middle):
+        return None
+    begin, found, end = inner[len(way.middle) :].removesuffix(way.end).partition(_MARKED)
+    return (begin, end) if found and begin and end else None
 
 
 def _value(text: str, value: Any) -> Value | None:

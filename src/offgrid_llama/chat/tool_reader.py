@@ -379,7 +379,7 @@ class ToolReader:
         if found is None:
             return False
         if raw:
-            found = _bare(found, way.middle, end)
+            found = self._unfenced(_bare(found, way.middle, end))
         yield from scan.literal(end)
         self._argue(json.dumps(typed_literal(found, types, self._quote, raw=raw), ensure_ascii=False))
         return True
@@ -394,6 +394,10 @@ class ToolReader:
             yield from scan.at_least(1)
             if scan.text.startswith(skip, scan.at):
                 scan.at += len(skip)
+        fence = self._form.tags.fence if self._form.tags is not None else None
+        fenced = fence is not None and (yield from scan.literal(fence[0]))
+        if fence is not None and fenced:
+            core, before = fence[1], ""
         self._argue('"')
         while True:
             text = scan.rest
@@ -409,11 +413,18 @@ class ToolReader:
             if at >= 0:
                 scan.at += at
                 self._argue('"')
-                return (yield from scan.literal(core))
+                return (yield from scan.literal(core)) and (not fenced or (yield from scan.literal(end)))
             scan.at += sure
             if scan.over:
                 return False
             yield
+
+    def _unfenced(self, text: str) -> str:
+        """Return a text without what is around it where it has signs of markup in it."""
+        fence = self._form.tags.fence if self._form.tags is not None else None
+        if fence is not None and text.startswith(fence[0]) and text.endswith(fence[1]):
+            return text[len(fence[0]) : len(text) - len(fence[1])]
+        return text
 
     def _literal_text(self, behind: Sequence[str]) -> Generator[None, None, str | None]:
         """Read a value that ends where it is whole; return it as it is written."""

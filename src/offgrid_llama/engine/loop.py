@@ -53,7 +53,7 @@ class Runs(Protocol):
     draft_seconds: float | None
     dropped: dict[Request, int]
 
-    def run(self, plan: Plan, n_steps: int = 1) -> dict[Request, Sampled]: ...
+    def run(self, plan: Plan, n_steps: int = 1, seconds: float = ...) -> dict[Request, Sampled]: ...
     def sampled(self) -> dict[Request, Sampled]: ...
     def lengths(self) -> list[int]: ...
     def set_n_threads(self, n_threads: int) -> None: ...
@@ -119,6 +119,7 @@ class Loop:
         trim: what its memory can forget.
         shelf_bytes: room for what has to leave it. disk_bytes: the same, on disk.
         n_cells: how many positions its sequences share; None where each has its own.
+        stream_interval: seconds within which no further piece is given to those who read along.
         when_quiet: called once, when for a while there was nothing to do; it does not take long.
     """
 
@@ -138,6 +139,7 @@ class Loop:
         shelf_bytes: int = 0,
         disk_bytes: int = 0,
         n_cells: int | None = None,
+        stream_interval: float = 0.0,
         when_quiet: Callable[[], object] | None = None,
     ) -> None:
         self.name = name
@@ -166,6 +168,7 @@ class Loop:
         self._guessed_tokens = self._guessed_tokens_right = 0
         self._n_steps = self._n_failed_steps = 0
         self._step_seconds = self._last_step_seconds = 0.0
+        self._stream_interval = stream_interval
         self._when_quiet = when_quiet
         self._thread = threading.Thread(target=self._run, name=f"offgrid_llama {name}", daemon=True)
 
@@ -298,7 +301,12 @@ class Loop:
         if plan.admitted:
             self._begin(plan.admitted)
         try:
-            sampled = runner.run(plan, 1 if any(rows.request.answer.events.streaming for rows in plan.rows) else UNSEEN)
+            if not any(rows.request.answer.events.streaming for rows in plan.rows):
+                sampled = runner.run(plan, UNSEEN)
+            elif self._stream_interval:
+                sampled = runner.run(plan, UNSEEN, self._stream_interval)
+            else:
+                sampled = runner.run(plan, 1)
         except (DecodeError, NativeError, StateError) as error:
             self._restore(plan, error)
         else:

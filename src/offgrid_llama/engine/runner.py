@@ -127,8 +127,8 @@ class Runner:
         self.seconds = 0.0
         self.n_steps = 0
 
-    def run(self, plan: Plan, n_steps: int = 1) -> dict[Request, Sampled]:
-        """Make a step, or up to ``n_steps`` where the plan is steady, and return what was sampled.
+    def run(self, plan: Plan, n_steps: int = 1, seconds: float = TOGETHER) -> dict[Request, Sampled]:
+        """Make a step, or where the plan is steady up to ``n_steps`` that begin within ``seconds``; return what was sampled.
 
         Raises as ``Context.decode`` does, and StateError where something was lost; then
         ``sampled()`` has what steps before the one that failed have sampled, and ``lengths()`` what memory holds.
@@ -167,11 +167,11 @@ class Runner:
                     processed[request] = row, rows.room
         alike = plan.n_generating == len(plan.rows) and not plan.n_guessed and not drafts
         if alike and self._gil_seconds > CONTENDED and not any(_is_watched(request) for request in self._requests):
-            n_steps = step.width
+            n_steps, seconds = step.width, TOGETHER
         elif not plan.steady:
             n_steps = 1
         self.n_steps = 0
-        sampled = step.run(n_steps, TOGETHER)
+        sampled = step.run(n_steps, seconds)
         self.n_steps = step.n_done
         self.seconds = step.decode_seconds / step.n_done
         self._gil_seconds = 0.5 * self._gil_seconds + 0.5 * step.gil_seconds

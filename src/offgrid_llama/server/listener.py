@@ -20,7 +20,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from .app import create_app
 from .errors import ApiError
 from .settings import Settings
-from .streams import ABORT
+from .streams import ABORT, WRITE
 
 if TYPE_CHECKING:
     from types import FrameType
@@ -149,6 +149,15 @@ def _protocol(settings: Settings) -> type[H11Protocol]:
                 self._disarm()
                 scope: Any = self.cycle.scope
                 scope[ABORT] = self.transport.abort
+                if self.conn.their_http_version == b"1.1":
+                    scope[WRITE] = self._write_chunk
+
+        async def _write_chunk(self, data: bytes) -> None:
+            """Write what h11 would make of a part of a body without Content-Length."""
+            if self.flow.write_paused:
+                await self.flow.drain()
+            if not self.transport.is_closing():
+                self.transport.write(b"%x\r\n%b\r\n" % (len(data), data))
 
         def send_400_response(self, msg: str) -> None:
             body = ApiError(400, f"this is no request of HTTP, or its head is too large: {msg}").body()

@@ -9,6 +9,7 @@ from fastapi.routing import APIRoute
 from prometheus_client import CONTENT_TYPE_LATEST
 
 from .responses import json_response
+from .specs import model_created
 from .state import State
 from .streams import while_connected
 from .supervisor import Entry
@@ -76,8 +77,9 @@ def _described(entry: Entry) -> dict[str, Any]:
     """Return a model in OpenAI's shape, with what else is known of it."""
     worker = entry.worker
     described: dict[str, Any] = {
-        "id": entry.name, "object": "model", "created": 0, "owned_by": "offgrid-llama", "status": entry.status,
-        "aliases": list(entry.settings.aliases), "requests": entry.n_users, "waiting": entry.n_waiting,
+        "id": entry.name, "object": "model", "created": model_created(entry.settings), "owned_by": "offgrid-llama",
+        "status": entry.status, "aliases": list(entry.settings.aliases), "requests": entry.n_users,
+        "waiting": entry.n_waiting,
     }  # fmt: skip
     if worker is not None:
         described |= {"loaded": round(worker.fraction, 3), "memory_bytes": worker.rss_bytes, "meta": worker.info}

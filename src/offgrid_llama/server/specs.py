@@ -11,7 +11,10 @@ from ..errors import StoreError
 from .launch import launch_ahead
 from .settings import ModelSettings, Settings
 
-__all__ = ["launch_first", "worker_spec"]
+__all__ = ["launch_first", "model_created", "worker_spec"]
+
+STREAM_INTERVAL = 0.01
+"""Seconds within which a stream gets no second event: each takes some tenths of a millisecond from the model's cores."""
 
 
 def worker_spec(settings: ModelSettings, max_queue: int) -> dict[str, Any]:
@@ -21,7 +24,7 @@ def worker_spec(settings: ModelSettings, max_queue: int) -> dict[str, Any]:
     template = None if settings.template is None else Path(settings.template).read_text(encoding="utf-8")
     engine = {
         "n_ctx": settings.n_ctx, "n_seq_max": settings.n_parallel, "n_threads": settings.n_threads, "draft": draft,
-        **settings.engine, "max_queue": max_queue,
+        "stream_interval": STREAM_INTERVAL, **settings.engine, "max_queue": max_queue,
     }  # fmt: skip
     model = dict(settings.load)
     if settings.n_gpu_layers is not None:
@@ -34,6 +37,13 @@ def worker_spec(settings: ModelSettings, max_queue: int) -> dict[str, Any]:
         "sampling": dict(settings.sampling),
         "template": template,
     }
+
+
+def model_created(settings: ModelSettings) -> int:
+    """Return when the file of a model was made, in seconds of Unix; 0 as long as there is none."""
+    with suppress(StoreError, OSError):
+        return int(store.resolve(settings.model or settings.name, download=False).stat().st_mtime)
+    return 0
 
 
 def launch_first(settings: Settings) -> None:
