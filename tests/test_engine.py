@@ -398,6 +398,7 @@ def test_what_can_wait_is_done_when_nothing_else_is(letters: og.Model, monkeypat
     loop._inbox.put(("third", ()))
     assert loop._wait() == ("third", ())
     assert done == [1]
+    loop._stop()
 
 
 def test_eight_that_arrive_together_compute_their_prefix_once(letters: og.Model) -> None:
