@@ -1,21 +1,24 @@
 """What the server does when clients and workers misbehave, in numbers. It starts its own servers, on this machine.
 
-    python bench/reliability.py [--only disconnects|kills|overload|files] [--times N] [--seconds N] [--no-write]
+    python bench/reliability.py [--only disconnects|kills|overload|files|short] [--times N] [--seconds N] [--no-write]
 
-- disconnects: 1,000 clients that go away in the middle of a stream: milliseconds until the server has forgotten the request,
-  beside those of a step; sequences and tokens add up afterwards.
+- disconnects: 1,000 clients that go away in the middle of a stream: how many steps give a token behind the last one that the
+  client had, and milliseconds until /metrics says that the sequence is free.
 - kills: `kill -9` of a worker during 64 streams, beside 8 of another model: how long until its streams have their error,
   whether all others end, and how long until it answers again, beside what a load takes.
 - overload: ten times as many clients as there is room for, for 10 minutes: what they are told, and how memory goes.
-- files: 1,000 mutated GGUF files, each loaded by a request: what their clients are told, and whether anything else notices.
+- files: 10,000 mutated GGUF files, each loaded by a request: what their clients are told, and whether anything else notices.
+- short: a million requests of one token, by 16 clients: how the memory of both processes goes.
 """
 
 from __future__ import annotations
 
 import argparse
+import asyncio
 import json
 import os
 import random
+import re
 import signal
 import socket
 import statistics
@@ -26,8 +29,9 @@ import time
 import urllib.error
 import urllib.request
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -62,39 +66,59 @@ def asked(stream: bool = True, **more: Any) -> dict[str, Any]:
 
 def disconnects(times: int, _seconds: float) -> dict[str, Any]:
     """Go away in the middle of streams."""
-    with serving(MODEL) as served:
+    with settings(engine="{ stream_interval = 0 }") as path, serving("--config", path) as served:
         host, port = served.url.removeprefix("http://").split(":")
-        data = json.dumps(asked()).encode()
+        data = json.dumps(asked(logprobs=True)).encode()
         head = "POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
-        took = []
-        for _ in range(times):
+        took, steps = [], []
+        for i in range(times):
+            before = served.metric("offgrid_llama_engine_generated_tokens_total")
+            wanted = 2 + i % 20
             with socket.create_connection((host, int(port))) as client:
                 client.sendall(f"{head}Content-Length: {len(data)}\r\n\r\n".encode() + data)
-                while b"content" not in client.recv(65536):
-                    pass
+                n = 0
+                while n < wanted:
+                    n += client.recv(65536).count(b'"logprob":')
                 client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
             begin = time.perf_counter()
             while served.metric("offgrid_llama_engine_running"):
                 time.sleep(0.002)  # who polls without a pause takes the model's cores
             took.append(1000 * (time.perf_counter() - begin))
-        begin, steps = time.perf_counter(), served.metric("offgrid_llama_engine_steps_total")
+            steps.append(int(served.metric("offgrid_llama_engine_generated_tokens_total") - before - n))
+        begin, before = time.perf_counter(), served.metric("offgrid_llama_engine_steps_total")
         post(served, "/v1/chat/completions", asked(stream=False, max_tokens=100))
-        step = 1000 * (time.perf_counter() - begin) / (served.metric("offgrid_llama_engine_steps_total") - steps)
+        step = 1000 * (time.perf_counter() - begin) / (served.metric("offgrid_llama_engine_steps_total") - before)
         cuts = statistics.quantiles(took, n=100)
         return {
-            "times": times, "ms until it is free: median": statistics.median(took), "99th percentile": cuts[98],
-            "largest": max(took), "ms of a step": step, "running afterwards": served.metric("offgrid_llama_engine_running"),
+            "times": times,
+            "steps that gave a token behind the last one that the client had": dict(sorted(Counter(steps).items())),
+            "ms until /metrics says that it is free: median": statistics.median(took), "99th percentile": cuts[98],
+            "ms of a step": step, "running afterwards": served.metric("offgrid_llama_engine_running"),
             "restarts": served.metric("offgrid_llama_worker_restarts_total"),
         }  # fmt: skip
+
+
+@contextmanager
+def settings(*models: str, engine: str = "{}", **more: str) -> Iterator[str]:
+    """Give the path of a file with settings: MODEL, with arguments of its engine, and others."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "settings.toml"
+        lines = [f"{name} = {value}" for name, value in more.items()]
+        lines += [f"[[models]]\nname = {json.dumps(MODEL)}\nengine = {engine}"]
+        for model in models:
+            name, _, file = model.partition("=")
+            lines.append(f"[[models]]\nname = {json.dumps(name)}\nmodel = {json.dumps(file)}")
+        path.write_text("\n".join(lines), encoding="utf-8")
+        yield str(path)
 
 
 def kills(times: int, _seconds: float) -> dict[str, Any]:
     """Kill a worker in the middle of streams."""
     found: dict[str, list[float]] = {"seconds to the error": [], "seconds to ready": [], "seconds of a load": []}
     ended = 0
-    with serving(MODEL, OTHER, "--n-ctx", "16384") as served:
-        post(served, "/v1/completions", {"model": OTHER, "prompt": "a", "max_tokens": 1})
-        for round_ in range(times):
+    for round_ in range(times):
+        with serving(MODEL, OTHER, "--n-ctx", "16384") as served:
+            post(served, "/v1/completions", {"model": OTHER, "prompt": "a", "max_tokens": 1})
             post(served, f"/models/unload/{MODEL}", {})
             begin = time.perf_counter()
             post(served, f"/models/load/{MODEL}", {})
@@ -188,43 +212,112 @@ def overload(_times: int, seconds: float) -> dict[str, Any]:
 
 
 def files(times: int, _seconds: float) -> dict[str, Any]:
-    """Ask for models whose files are damaged."""
+    """Ask for models whose files are damaged, of two servers at the same time."""
     from twin import LETTERS, tiny_llama, write_gguf
 
+    found: Counter[str] = Counter()
+    restarts: list[float] = []
     with tempfile.TemporaryDirectory() as folder:
         keys, tensors = {**tiny_llama()[0], **LETTERS}, tiny_llama()[1]
         whole = Path(folder) / "whole.gguf"
         write_gguf(whole, keys, tensors)
         data = whole.read_bytes()
         head = data.index(next(iter(tensors)).encode())
-        models = []
         for case in range(times):
             rng = random.Random(case)
             bad = bytearray(data)
             for _ in range(rng.randint(1, 4)):
                 bad[rng.randrange(head + 2000)] = rng.randrange(256)
-            path = Path(folder) / f"m{case}.gguf"
-            path.write_bytes(bad)
-            models.append(f"m{case}={path}")
-        settings = Path(folder) / "settings.toml"
-        listed = ", ".join(json.dumps(model) for model in [MODEL, *models])
-        settings.write_text(f"models = [{listed}]\nmemory_budget = 2_000_000_000\n", encoding="utf-8")
-        found: Counter[str] = Counter()
-        with serving("--config", str(settings)) as served:
-            for case in range(times):
-                body = {"model": f"m{case}", "prompt": [5, 6], "max_tokens": 2}
-                status, text = post(served, "/v1/completions", body)
-                code = "" if status == 200 else json.loads(text)["error"]["code"]
-                found[f"{status} {code}".strip()] += 1
-                if case % 50 == 0:
-                    post(served, "/v1/chat/completions", asked(stream=False, max_tokens=1))
-            restarts = served.metric("offgrid_llama_worker_restarts_total")
-            alive = served.process.poll() is None
-    return {"files": times, "answers": dict(found), "workers that died": restarts, "the server lives": alive}
+            (Path(folder) / f"m{case}.gguf").write_bytes(bad)
+
+        def share(first: int) -> None:
+            models = [f"m{case}={folder}/m{case}.gguf" for case in range(first, times, 2)]
+            with settings(*models, memory_budget="2_000_000_000") as path, serving("--config", path) as served:
+                for case in range(first, times, 2):
+                    body = {"model": f"m{case}", "prompt": [5, 6], "max_tokens": 2}
+                    status, text = post(served, "/v1/completions", body)
+                    code = "" if status == 200 else json.loads(text)["error"]["code"]
+                    found[f"{status} {code}".strip()] += 1
+                    if (
+                        case // 2 % 50 == 0
+                        and post(served, "/v1/chat/completions", asked(False, max_tokens=1))[0] != 200
+                    ):
+                        sys.exit("another model has noticed")
+                restarts.append(served.metric("offgrid_llama_worker_restarts_total"))
+                if served.process.poll() is not None:
+                    sys.exit("the server has ended")
+
+        with ThreadPoolExecutor(2) as pool:
+            for running in [pool.submit(share, first) for first in (0, 1)]:
+                running.result()
+    return {"files": times, "answers": dict(found), "workers that died": sum(restarts)}
+
+
+def short(times: int, _seconds: float) -> dict[str, Any]:
+    """Ask a tiny model very often for one token."""
+    from twin import LETTERS, write_tiny_llama
+
+    with tempfile.TemporaryDirectory() as folder:
+        tiny = Path(folder) / "tiny.gguf"
+        write_tiny_llama(tiny, more=LETTERS)
+        flags = ("--n-ctx", "4096", "--n-threads", "1")
+        with serving(f"tiny={tiny}", *flags, environment={"OFFGRID_LLAMA_LOG_FORMAT": "text"}) as served:
+            host, port = served.url.removeprefix("http://").split(":")
+            pids = {"HTTP process": served.pid, "worker": served.models()["tiny"]["pid"]}
+            left, statuses = [times], Counter[bytes]()
+
+            async def client(number: int) -> None:
+                reader, writer = await asyncio.open_connection(host, int(port))
+                while left[0] > 0:
+                    left[0] -= 1
+                    prompt = [7 + (number + left[0] // 7**k) % 50 for k in range(4)]
+                    body = json.dumps({"prompt": prompt, "max_tokens": 1}).encode()
+                    head = f"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n"
+                    writer.write(f"{head}Content-Type: application/json\r\n\r\n".encode() + body)
+                    answer = await reader.readuntil(b"\r\n\r\n")
+                    (length,) = re.findall(rb"content-length: (\d+)", answer)
+                    await reader.readexactly(int(length))
+                    statuses[answer.split()[1]] += 1
+                writer.close()
+
+            async def clients() -> None:
+                async def look() -> None:
+                    at = times
+                    while True:
+                        if left[0] <= at:
+                            at -= times // 10
+                            memory.append({name: anonymous(pid) for name, pid in pids.items()})
+                        await asyncio.sleep(0.05)
+
+                looking = asyncio.create_task(look())
+                await asyncio.gather(*(client(number) for number in range(16)))
+                looking.cancel()
+                memory.append({name: anonymous(pid) for name, pid in pids.items()})
+
+            memory: list[dict[str, int]] = []
+            begin = time.perf_counter()
+            asyncio.run(clients())
+            taken = time.perf_counter() - begin
+    found: dict[str, Any] = {"requests": times, "a second": times / taken}
+    found["answers by status"] = {status.decode(): n for status, n in statuses.items()}
+    for name in pids:
+        kilobytes = [each[name] for each in memory]
+        second_half = kilobytes[len(kilobytes) // 2 :]
+        slope = statistics.linear_regression(range(len(second_half)), second_half).slope * 1e6 / times
+        found[f"kB of the {name}, after each tenth"] = kilobytes
+        found[f"kB for each 100,000 requests, by the second half, of the {name}"] = slope
+    return found
+
+
+def anonymous(pid: int) -> int:
+    """Return how much of a process' memory is its own, in kB."""
+    status = Path(f"/proc/{pid}/status").read_text(encoding="ascii")
+    return int(re.findall(r"RssAnon:\s+(\d+)", status)[0])
 
 
 SECTIONS: dict[str, tuple[Callable[[int, float], dict[str, Any]], int]] = {
-    "disconnects": (disconnects, 1000), "kills": (kills, 5), "overload": (overload, 0), "files": (files, 1000),
+    "disconnects": (disconnects, 1000), "kills": (kills, 5), "overload": (overload, 0), "files": (files, 10_000),
+    "short": (short, 1_000_000),
 }  # fmt: skip
 
 

@@ -53,7 +53,21 @@ def test_where_more_wait_than_generate() -> None:
 
 
 def test_numbers_that_were_not_seen() -> None:
-    """They go by the nearest that was."""
+    """They go by one that is near; where none is, a step without prompts is measured first."""
     pace = learned(_1=0.01, _8=0.02)
-    assert pace.prompt_budget(2, 1) == pace.prompt_budget(1, 1)
     assert pace.prompt_budget(7, 1) == pace.prompt_budget(8, 1)
+    assert pace.prompt_budget(2, 1) == 0
+    pace.observe(2, 0, 0.012)
+    assert pace.prompt_budget(2, 1) > 0
+
+
+def test_many_begin_behind_one() -> None:
+    """What one request takes alone is not what sixteen take: prompts of those that come later do not wait for seconds."""
+    pace = learned(_1=0.006)
+    left, seconds = 300, 0.0
+    while left > 0:
+        n = pace.prompt_budget(10, 5)
+        taken = 0.045 + 0.002 * n  # as seen with ten
+        pace.observe(10, n, taken)
+        left, seconds = left - n, seconds + taken
+    assert seconds < 1.5

@@ -139,7 +139,8 @@ def test_texts_that_are_fenced(step: int) -> None:
         arguments = {"city": city, "days": 3}
         described = [("get_weather", arguments, "call1abcd")]
         call = {"type": "function", "function": {"name": "get_weather", "arguments": json.dumps(arguments)}}
-        asked = [{"role": "user", "content": "Do it."}, {"role": "assistant", "content": None, "tool_calls": [call]}]
+        asked: list[dict[str, Any]] = [{"role": "user", "content": "Do it."}]
+        asked.append({"role": "assistant", "content": None, "tool_calls": [call]})
         rendered = template.render(tool_messages(asked, form), tools=[tool.as_dict() for tool in TOOLS])
         written = form.write(described)
         assert written in rendered

@@ -14,6 +14,10 @@ FIRST = 16
 AGAIN = 64
 """After so many steps with prompts there is one without, to see what it takes now."""
 
+NEAR = 0.25
+"""What so many more or fewer take is known by those that were seen. What one takes says nothing of sixteen: where a step is as
+long as it has requests, prompts would seem to cost so much that they got one token of each step, and waited for seconds."""
+
 
 class Pace:
     """Learns from each step what the next one will take.
@@ -36,9 +40,9 @@ class Pace:
             self._since[n_generating] = 0
             return
         self._since[n_generating] = self._since.get(n_generating, 0) + 1
-        if n_generating and not self._alone:
-            return
         plain = self._plain(n_generating) if n_generating else 0.0
+        if plain is None:
+            return
         token = max(seconds - plain, 0.05 * seconds) / n_prompt
         self._token = token if self._token is None else 0.5 * self._token + 0.5 * token
 
@@ -46,13 +50,15 @@ class Pace:
         """Return how many tokens of so many prompts the next step may have; 0 where one without is to be measured first."""
         if not n_generating:
             return self._n_batch
-        if not self._alone or self._since.get(n_generating, 0) >= AGAIN:
+        plain = self._plain(n_generating)
+        if plain is None or self._since.get(n_generating, 0) >= AGAIN:
             return 0
         if self._token is None:
             return FIRST
         slowdown = (SLOWDOWN - 1) * max(1.0, n_prompts / n_generating)
-        return max(1, int(slowdown * self._plain(n_generating) / self._token))
+        return max(1, int(slowdown * plain / self._token))
 
-    def _plain(self, n_generating: int) -> float:
-        """Return how long a step without prompts takes in which so many generate, or as many as were seen."""
-        return self._alone[min(self._alone, key=lambda n: abs(n - n_generating))]
+    def _plain(self, n_generating: int) -> float | None:
+        """Return how long a step without prompts takes in which so many generate, or nearly as many; None is not known."""
+        nearest = min(self._alone, key=lambda n: abs(n - n_generating), default=0)
+        return self._alone[nearest] if abs(nearest - n_generating) <= NEAR * n_generating else None
