@@ -15,8 +15,8 @@ AGAIN = 64
 """After so many steps with prompts there is one without, to see what it takes now."""
 
 NEAR = 0.25
-"""What so many more or fewer take is known by those that were seen. What one takes says nothing of sixteen: where a step is as
-long as it has requests, prompts would seem to cost so much that they got one token of each step, and waited for seconds."""
+"""What so many more or fewer take is known by those that were seen. What one takes says nothing of sixteen: where a step
+is as long as it has requests, prompts would seem to cost so much that they got one token of each, and waited for seconds."""
 
 
 class Pace:
