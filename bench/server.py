@@ -1,6 +1,6 @@
 """The server against llama-server and llama-cpp-python's, in turn in one run: the same file, threads and libllama.
 
-    python bench/server.py [--pairs 5] [--threads N] [--model NAME=FILE] [--no-write]
+    python bench/server.py [--pairs 5] [--clients 1 8 16] [--threads N] [--model NAME=FILE] [--no-write]
 
 Every sample is a fresh server with a model that is loaded and warm, and clients on this machine that stream a conversation
 each, `/v1/chat/completions` with 48 tokens for each answer, one after the other until each has had 4: a system prompt of
@@ -209,9 +209,9 @@ def main() -> None:
     args: argparse.Namespace = parser.parse_args()
     peers = Peers(args.peers.resolve())
     peers.check()
-    rows: list[list[str]] = []
-    verdicts: list[str] = []
-    results: dict[str, Any] = {}
+    path = harness.REPORTS / "server.json"
+    results = json.loads(path.read_text(encoding="utf-8"))["results"] if path.exists() else {}
+    now = harness.environment()
     for model, file in harness.resolve(args.model).items():
         chat = "gemma-3-270m" not in model
         ends = end_tokens(file)
@@ -228,41 +228,41 @@ def main() -> None:
         for n in args.clients:
             sides = (OURS, LLAMA_SERVER) if n == 1 else (OURS, LLAMA_SERVER, PYTHON)
             samples, quiet = harness.in_turn(sides, args.pairs, partial(_flipped, take, n))
-            asked = [
-                (
-                    f"{n} clients: tokens/s, to llama-server",
-                    _ratio(samples, "speed", LLAMA_SERVER),
-                    0.97 if n == 1 else 1.1,
-                    False,
-                )
-            ]
-            if n > 1:
-                asked += [
-                    (f"{n} clients: tokens/s, to llama_cpp.server", _ratio(samples, "speed", PYTHON), 2.5, False),
-                    (
-                        f"{n} clients: 95th percentile of the first token, to llama-server",
-                        _ratio(samples, "first", LLAMA_SERVER),
-                        0.5,
-                        True,
-                    ),
-                ]
-            if n == 1:
-                asked.append(
-                    ("start to the first answer, to llama-server", _ratio(samples, "start", LLAMA_SERVER), 1.3, True)
-                )
-            if n == 16:
-                cpu = harness.median_range([each["cpu"] for each in samples[OURS]])
-                asked.append(("16 clients: the HTTP process, of one core", cpu, 0.15, True))
-            results.setdefault(model, {})[str(n)] = {"samples": samples, "quiet": quiet}
-            for name, found, limit, low in asked:
-                held = found["median"] <= limit if low else found["median"] >= limit
-                text = f"at {'most' if low else 'least'} {limit}"
-                rows.append([model, name, "{median:.2f} ({min:.2f} to {max:.2f})".format(**found), text])
-                verdicts.append(harness.verdict(f"{model}, {name}: {found['median']:.3f}, {text} asked", held))
-    about = harness.environment() | {"threads": args.threads, "pairs": args.pairs}
-    body = harness.table(["model", "figure", "median of pairs (range)", "asked"], rows)
+            results.setdefault(model, {})[str(n)] = {"samples": samples, "quiet": quiet, "date": now["date"]}
+    rows, verdicts = [], []
+    for model, by_clients in results.items():
+        for n, found in by_clients.items():
+            for name, ratio, limit, low in figures(int(n), found["samples"]):
+                held = ratio["median"] <= limit if low else ratio["median"] >= limit
+                asked = f"at {'most' if low else 'least'} {limit}"
+                seen = "{median:.2f} ({min:.2f} to {max:.2f})".format(**ratio)
+                rows.append([model, name, seen, asked, f"{len(found['samples'][OURS])}, {found['date']}"])
+                verdicts.append(harness.verdict(f"{model}, {name}: {ratio['median']:.3f}, {asked} asked", held))
+    body = harness.table(["model", "figure", "median of pairs (range)", "asked", "pairs, when"], rows)
     body += "\n\n## Figures to hold\n\n" + "\n".join(verdicts)
+    about = now | {"threads": args.threads}
     harness.report("server", "The server", {"environment": about, "results": results}, body, write=not args.no_write)
+
+
+def figures(n: int, samples: dict[str, list[Any]]) -> list[tuple[str, dict[str, float], float, bool]]:
+    """Return what so many clients are to show: its name, what was seen, the limit, and whether that is the most."""
+    clients = "1 client" if n == 1 else f"{n} clients"
+    speed = _ratio(samples, "speed", LLAMA_SERVER)
+    if n == 1:
+        return [
+            (f"{clients}: tokens/s, to llama-server", speed, 0.97, False),
+            ("start to the first answer, to llama-server", _ratio(samples, "start", LLAMA_SERVER), 1.3, True),
+        ]
+    first = _ratio(samples, "first", LLAMA_SERVER)
+    found = [
+        (f"{clients}: tokens/s, to llama-server", speed, 1.1, False),
+        (f"{clients}: tokens/s, to llama_cpp.server", _ratio(samples, "speed", PYTHON), 2.5, False),
+        (f"{clients}: 95th percentile of the first token, to llama-server", first, 0.5, True),
+    ]
+    if n == 16:
+        cpu = harness.median_range([each["cpu"] for each in samples[OURS]])
+        found.append((f"{clients}: the HTTP process, of one core", cpu, 0.15, True))
+    return found
 
 
 def _ratio(samples: dict[str, list[Any]], key: str, other: str) -> dict[str, float]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Sequence
 
 from hypothesis import settings
@@ -150,6 +151,19 @@ def test_what_makes_room_comes_back() -> None:
     assert back == Taken(
         0, len(SYSTEM), (Keep(0, 0), Load(0, 0), Keep(0, len(SYSTEM)))
     )  # 20 tokens are not worth a place
+
+
+def test_those_in_use_stay_together() -> None:
+    """Half of those in use leave, as many come, again and again: they are in one row each time, wherever the gap was."""
+    rng = random.Random(4)
+    slots = Slots(16, shelf=Shelf(10**9))
+    running = [computed(slots, [*SYSTEM, i]).seq for i in range(8)]
+    for i in range(8, 400, 4):
+        begin = rng.randrange(5)  # a row of them, as those have ended together that have begun together
+        for _ in range(4):
+            slots.release(running.pop(begin))
+        running = sorted([*running, *(computed(slots, [*SYSTEM, i + k]).seq for k in range(4))])
+        assert running == list(range(running[0], running[0] + 8))
 
 
 def test_a_cache_for_all() -> None:

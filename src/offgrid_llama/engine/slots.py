@@ -274,9 +274,26 @@ class Slots:
     def _target(self) -> int:
         """Return the slot to take: one beside those in use; then one that has nothing; then the one used least recently.
 
-        llama.cpp computes sequences together where their ids follow each other.
+        llama.cpp computes sequences together where their ids follow each other: of those beside some in use it is the one
+        in the smallest gap, so that the gap is closed before others grow.
         """
-        return min((*self._free, *self._idle), key=lambda seq: (-self._n_beside(seq), seq not in self._free))
+        return min((*self._free, *self._idle), key=lambda seq: (self._gap(seq), seq not in self._free))
+
+    def _gap(self, seq: int) -> int:
+        """Return how long the row of unused slots is that this one begins or ends, between two in use; where it is not between
+        two, more than there are.
+        """
+        n_slots = len(self._n_computed)
+        n_beside = self._n_beside(seq)
+        if n_beside != 1:
+            return 1 if n_beside else n_slots + 2
+        step = 1 if seq - 1 in self._running else -1
+        n = 1
+        while 0 <= seq + n * step < n_slots:
+            if seq + n * step in self._running:
+                return n
+            n += 1
+        return n_slots + 1
 
     def _n_needed(self, n: int, source: int | None, shared: int, key: int | None) -> int:
         """Return how many free cells ``n`` positions take: those of a copy are shared, those of a load are not."""
@@ -319,7 +336,7 @@ class Slots:
 
     def _is_as_good(self, source: int, target: int, shared: int) -> bool:
         """Return whether an idle slot is to be taken over, instead of copied to ``target``."""
-        return self._n_computed[source] - shared <= SHORT_TAIL and self._n_beside(source) >= self._n_beside(target)
+        return self._n_computed[source] - shared <= SHORT_TAIL and self._gap(source) <= self._gap(target)
 
     def advance(self, seq: int, n: int) -> None:
         """Say that ``n`` more tokens of a slot are in memory."""
