@@ -280,8 +280,9 @@ class Slots:
         return min((*self._free, *self._idle), key=lambda seq: (self._gap(seq), seq not in self._free))
 
     def _gap(self, seq: int) -> int:
-        """Return how long the row of unused slots is that this one begins or ends, between two in use; where it is not between
-        two, more than there are.
+        """Return how many unused slots are in a row with one that has one in use beside it, up to the next in use.
+
+        Where there is none beside it, or no next one, it is more than there are.
         """
         n_slots = len(self._n_computed)
         n_beside = self._n_beside(seq)

@@ -14,7 +14,7 @@ from .settings import ModelSettings, Settings
 __all__ = ["launch_first", "model_created", "worker_spec"]
 
 STREAM_INTERVAL = 1 / 60
-"""Seconds within which a stream gets no second event: no screen shows more, and each takes its share of the model's cores."""
+"""Seconds within which a stream gets no second event: no screen shows more, and each takes time from the model's cores."""
 
 
 def worker_spec(settings: ModelSettings, max_queue: int) -> dict[str, Any]:
