@@ -328,14 +328,16 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=600)
     parser.add_argument("--no-write", action="store_true")
     args = parser.parse_args()
-    path = harness.REPORTS / "reliability.json"
-    data = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"results": {}}
+    found = {}
     for name in [args.only] if args.only else SECTIONS:
         section, usual = SECTIONS[name]
-        data["results"][name] = section(args.times or usual, args.seconds) | {"date": harness.environment()["date"]}
-        print(json.dumps({name: data["results"][name]}, indent=1))
+        found[name] = section(args.times or usual, args.seconds) | {"date": harness.environment()["date"]}
+        print(json.dumps({name: found[name]}, indent=1))
+    path = harness.REPORTS / "reliability.json"
+    data = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"results": {}}
+    data["results"].update(found)
     data["environment"] = harness.environment()
-    rows = [[name, key, json.dumps(value)] for name, found in data["results"].items() for key, value in found.items()]
+    rows = [[name, key, json.dumps(value)] for name, each in data["results"].items() for key, value in each.items()]
     body = harness.table(["section", "figure", "seen"], rows)
     harness.report("reliability", "Reliability", data, body, write=not args.no_write)
 
