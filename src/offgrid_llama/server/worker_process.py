@@ -216,6 +216,7 @@ class WorkerProcess:
         elif isinstance(frame, Failed):
             error = ApiError(frame.status, frame.message, code=frame.code, param=frame.param)
             if frame.id == 0:
+                self._stopping = True  # it ends by itself, which is no death
                 self._settle(busy(503, f"{self.name} cannot be loaded: {frame.message}", "model_not_loaded", 10))
             elif (request := self.requests.pop(frame.id, None)) is not None:
                 request.put(error)
