@@ -73,6 +73,8 @@ def test_a_text_between_two(kinds: Served, coder: Path) -> None:
     found = post(kinds, "/v1/completions", **asked)
     assert found.json()["choices"][0]["text"] == expected
     assert found.json()["usage"]["prompt_tokens"] == len(prompt)
+    unsure = post(kinds, "/v1/completions", **{**asked, "logit_bias": None}).json()["choices"][0]
+    assert (unsure["text"], unsure["finish_reason"]) == ("", "stop")
     plain = post(kinds, "/v1/completions", **{**asked, "suffix": ""})
     assert plain.json()["usage"]["prompt_tokens"] < len(prompt)
     sampled = post(kinds, "/v1/completions", **{**asked, "temperature": 1, "seed": 5})
