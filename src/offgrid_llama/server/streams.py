@@ -78,12 +78,17 @@ class EventStream(Response):
         # Each token would pass half a dozen layers, none of which does anything with it.
         write = write or through_all
         async with aclosing(self._events) as events:  # type: ignore[type-var]
-            await send({"type": "http.response.start", "status": 200, "headers": list(_HEADERS)})
+            await self._timed(send({"type": "http.response.start", "status": 200, "headers": list(_HEADERS)}))
             async for data in events:
-                self._sending_since = monotonic()
-                await write(data)
-                self._sending_since = None
-            await send({"type": "http.response.body", "body": b""})
+                await self._timed(write(data))
+            await self._timed(
+                send({"type": "http.response.body", "body": b""})
+            )  # waits for what the client has not taken
+
+    async def _timed(self, writing: Awaitable[None]) -> None:
+        self._sending_since = monotonic()
+        await writing
+        self._sending_since = None
 
 
 async def gone(receive: Receive) -> None:
