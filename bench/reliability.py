@@ -7,7 +7,8 @@
 - kills: `kill -9` of a worker during 64 streams, beside 8 of another model: how long until its streams have their error,
   whether all others end, and how long until it answers again, beside what a load takes.
 - overload: ten times as many clients as there is room for, for 10 minutes: what they are told, and how memory goes.
-- files: 10,000 mutated GGUF files, each loaded by a request: what their clients are told, and whether anything else notices.
+- files: 10,000 mutated GGUF files, half of them models and half LoRA adapters, each loaded by a request: what their clients
+  are told, and whether anything else notices.
 - short: a million requests of one token, by 16 clients: how the memory of both processes goes.
 """
 
@@ -100,14 +101,15 @@ def disconnects(times: int, _seconds: float) -> dict[str, Any]:
 
 @contextmanager
 def settings(*models: str, engine: str = "{}", **more: str) -> Iterator[str]:
-    """Give the path of a file with settings: MODEL, with arguments of its engine, and others."""
+    """Give the path of a file with settings: MODEL, with arguments of its engine, and others, as NAME=FILE[=LORA]."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "settings.toml"
         lines = [f"{name} = {value}" for name, value in more.items()]
         lines += [f"[[models]]\nname = {json.dumps(MODEL)}\nengine = {engine}"]
         for model in models:
-            name, _, file = model.partition("=")
-            lines.append(f"[[models]]\nname = {json.dumps(name)}\nmodel = {json.dumps(file)}")
+            name, *files = model.split("=")
+            lines.append(f"[[models]]\nname = {json.dumps(name)}\nmodel = {json.dumps(files[0])}")
+            lines += [f"loras = {{ {json.dumps(lora)} = 1 }}" for lora in files[1:]]
         path.write_text("\n".join(lines), encoding="utf-8")
         yield str(path)
 
@@ -212,32 +214,45 @@ def overload(_times: int, seconds: float) -> dict[str, Any]:
 
 
 def files(times: int, _seconds: float) -> dict[str, Any]:
-    """Ask for models whose files are damaged, of two servers at the same time."""
-    from twin import LETTERS, tiny_llama, write_gguf
+    """Ask for models whose files, or those of their adapters, are damaged, of two servers at the same time."""
+    from test_adapter import write_lora
+    from twin import LETTERS, write_tiny_llama
 
-    found: Counter[str] = Counter()
+    def kind_of(case: int) -> str:
+        return "models" if case // 2 % 2 else "adapters"
+
+    found: dict[str, Counter[str]] = {"models": Counter(), "adapters": Counter()}
     restarts: list[float] = []
     with tempfile.TemporaryDirectory() as folder:
-        keys, tensors = {**tiny_llama()[0], **LETTERS}, tiny_llama()[1]
-        whole = Path(folder) / "whole.gguf"
-        write_gguf(whole, keys, tensors)
-        data = whole.read_bytes()
-        head = data.index(next(iter(tensors)).encode())
+        whole, lora = Path(folder) / "whole.gguf", Path(folder) / "lora.gguf"
+        weights = write_tiny_llama(whole, more=LETTERS)
+        added = write_lora(lora, weights, 0)
+        kinds = {
+            "models": (whole.read_bytes(), next(iter(weights))),
+            "adapters": (lora.read_bytes(), next(iter(added))),
+        }
         for case in range(times):
             rng = random.Random(case)
+            data, first_tensor = kinds[kind_of(case)]
             bad = bytearray(data)
+            head = data.index(first_tensor.encode()) + (2000 if kind_of(case) == "models" else 200)
             for _ in range(rng.randint(1, 4)):
-                bad[rng.randrange(head + 2000)] = rng.randrange(256)
+                bad[rng.randrange(head)] = rng.randrange(256)
             (Path(folder) / f"m{case}.gguf").write_bytes(bad)
 
         def share(first: int) -> None:
-            models = [f"m{case}={folder}/m{case}.gguf" for case in range(first, times, 2)]
+            models = [
+                f"m{case}={folder}/m{case}.gguf"
+                if kind_of(case) == "models"
+                else f"m{case}={whole}={folder}/m{case}.gguf"
+                for case in range(first, times, 2)
+            ]
             with settings(*models, memory_budget="2_000_000_000") as path, serving("--config", path) as served:
                 for case in range(first, times, 2):
                     body = {"model": f"m{case}", "prompt": [5, 6], "max_tokens": 2}
                     status, text = post(served, "/v1/completions", body)
                     code = "" if status == 200 else json.loads(text)["error"]["code"]
-                    found[f"{status} {code}".strip()] += 1
+                    found[kind_of(case)][f"{status} {code}".strip()] += 1
                     if (
                         case // 2 % 50 == 0
                         and post(served, "/v1/chat/completions", asked(False, max_tokens=1))[0] != 200
@@ -250,7 +265,8 @@ def files(times: int, _seconds: float) -> dict[str, Any]:
         with ThreadPoolExecutor(2) as pool:
             for running in [pool.submit(share, first) for first in (0, 1)]:
                 running.result()
-    return {"files": times, "answers": dict(found), "workers that died": sum(restarts)}
+    answers = {f"answers, {kind}": dict(counts) for kind, counts in found.items()}
+    return {"files": times, **answers, "workers that died": sum(restarts)}
 
 
 def short(times: int, _seconds: float) -> dict[str, Any]:

@@ -11,7 +11,21 @@ from typing import Any
 
 import numpy as np
 import pytest
-from twin import CLOSE, EXACT, N_EMBD, N_LAYER, N_VOCAB, TOKENS, Array, Twin, Weights, decode, write_gguf
+from twin import (
+    CLOSE,
+    EXACT,
+    LETTERS,
+    N_EMBD,
+    N_LAYER,
+    N_VOCAB,
+    TOKENS,
+    Array,
+    Twin,
+    Weights,
+    decode,
+    write_gguf,
+    write_tiny_llama,
+)
 
 import offgrid_llama as og
 
@@ -57,6 +71,15 @@ def files(weights: Weights, tmp_path_factory: pytest.TempPathFactory) -> list[tu
     """Two adapters, with what they add."""
     folder = tmp_path_factory.mktemp("loras")
     return [(folder / f"{i}.gguf", write_lora(folder / f"{i}.gguf", weights, i)) for i in range(2)]
+
+
+@pytest.fixture(scope="module")
+def letters(tmp_path_factory: pytest.TempPathFactory) -> Iterator[og.Model]:
+    """The tiny llama with a vocabulary."""
+    path = tmp_path_factory.mktemp("letters") / "letters.gguf"
+    write_tiny_llama(path, more=LETTERS)
+    with og.Model(path) as model:
+        yield model
 
 
 @pytest.fixture
@@ -306,6 +329,63 @@ def test_a_state_knows_which_adapters_are_gone(
         with pytest.raises(og.StateError, match="adapters"):
             context.load_state(half, 0)
         context.load_state(plain, 0)
+
+
+def test_an_engine_with_adapters(letters: og.Model, weights: Weights, files: list[tuple[Path, Weights]]) -> None:
+    """All its requests are computed with them, what is shared and what is loaded again too."""
+    prompt, begin = [*range(7, 47)], [*range(7, 40)]
+    twin = changed(weights, (files[0][1], 0.5))
+    expected: list[int] = []
+    for _ in range(2):
+        expected.append(int(twin.sequence([*prompt, *expected])[-1].argmax()))
+    with og.LoRA(letters, files[0][0]) as lora:
+        for loras in ({lora: 0.5}, {}):
+            with og.Engine(letters, n_seq_max=2, n_ctx=512, loras=loras, **EXACT) as engine:
+                engine.generate([*begin, 5], max_tokens=1)
+                for _ in range(2):
+                    found = engine.generate(prompt, max_tokens=2, temperature=0)
+                    assert (found.answers[0].tokens == expected) is bool(loras)
+                    assert found.usage.cached_tokens >= len(begin)
+                    for other in range(3):
+                        engine.generate([50 + other] * 20, max_tokens=1)
+
+
+def test_vectors_with_adapters(tiny: og.Model, files: list[tuple[Path, Weights]]) -> None:
+    """An Embedder uses them, too."""
+    with (
+        og.LoRA(tiny, files[0][0]) as lora,
+        og.Context(tiny, n_ctx=256, embeddings=True, pooling_type="mean", **EXACT) as context,
+        og.Embedder(tiny, pooling_type="mean", loras={lora: 0.5}) as embedder,
+        og.Embedder(tiny, pooling_type="mean") as plain,
+    ):
+        context.set_loras({lora: 0.5})
+        batch = og.Batch(256)
+        batch.add_sequence(TOKENS, logits="all")
+        context.decode(batch)
+        expected = context.sequence_embedding(0)
+        np.testing.assert_allclose(embedder.embed([TOKENS], normalize=False)[0], expected, atol=CLOSE * 10)
+        assert np.abs(plain.embed([TOKENS], normalize=False)[0] - expected).max() > 0.01
+
+
+def test_adapters_that_an_engine_refuses(letters: og.Model, files: list[tuple[Path, Weights]], tmp_path: Path) -> None:
+    """One of another model, or one that is to begin in the middle of a text; nothing stays behind."""
+    waiting = tmp_path / "waiting.gguf"
+    name = "blk.0.attn_q.weight"
+    a, b = pair({name: np.zeros((N_EMBD, N_EMBD), np.float32)}, name, 0)
+    key = "adapter.alora.invocation_tokens"
+    write_gguf(waiting, {**KEYS, key: [5, 6]}, {f"{name}.lora_a": a, f"{name}.lora_b": b})
+    data = waiting.read_bytes()
+    at = data.index(key.encode()) + len(key) + 4  # where it says that they are signed
+    waiting.write_bytes(data[:at] + (4).to_bytes(4, "little") + data[at + 4 :])
+    with og.Model(letters.path) as other, og.LoRA(other, files[0][0]) as foreign, og.LoRA(letters, waiting) as late:
+        assert late.invocation_tokens == (5, 6)
+        with pytest.raises(ValueError, match=r"0\.gguf is for"):
+            og.Engine(letters, loras=[foreign])
+        with pytest.raises(ValueError, match=r"0\.gguf is for"):
+            og.Embedder(letters, loras=[foreign])
+        with pytest.raises(og.AdapterError, match="aLoRA"):
+            og.Engine(letters, loras=[late])
+    gc.collect()
 
 
 # Control vectors ------------------------------------------------------------------------------------------------------

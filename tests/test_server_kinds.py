@@ -20,9 +20,10 @@ import pytest
 import uvicorn
 from fastapi import FastAPI
 from serving import Served, serving, wait_until
+from test_adapter import write_lora
 from test_infill import FIM
 from test_reranking import DOCUMENTS, QUERY, write_bert
-from twin import LETTERS, write_tiny_llama
+from twin import LETTERS, tiny_llama, write_tiny_llama
 
 import offgrid_llama as og
 from offgrid_llama.infill import INFILL_SAMPLERS, fim_prompt
@@ -119,6 +120,44 @@ def test_sentences_become_vectors(kinds: Served) -> None:
     assert refused.status_code == 400, refused.text
 
 
+def test_models_with_adapters(coder: Path, tmp_path: Path) -> None:
+    """One file, with an adapter and without; with one that does not fit, it is an error that says so."""
+    lora, bad = tmp_path / "lora.gguf", tmp_path / "bad.gguf"
+    weights = tiny_llama()[1]
+    write_lora(lora, weights, 0)
+    bad.write_bytes(lora.read_bytes()[:-500])
+    config = tmp_path / "settings.toml"
+    config.write_text(
+        f"[[models]]\nname = 'plain'\nmodel = '{coder}'\npreload = true\n"
+        f"[[models]]\nname = 'tuned'\nmodel = '{coder}'\nloras = {{ '{lora}' = 0.5 }}\n"
+        f"[[models]]\nname = 'broken'\nmodel = '{coder}'\nloras = {{ '{bad}' = 1 }}\n"
+        f"[[models]]\nname = 'missing'\nmodel = '{coder}'\nloras = {{ 'none.gguf' = 1 }}\n",
+        encoding="utf-8",
+    )
+    prompt = [*range(7, 30)]
+    greedy = {"max_tokens": 8, "temperature": 0}
+    texts, vectors = {}, {}
+    with og.Model(coder) as model, og.LoRA(model, lora) as adapter:
+        for name, loras in (("plain", {}), ("tuned", {adapter: 0.5})):
+            with og.Engine(model, loras=loras) as engine:
+                texts[name] = engine.generate(prompt, max_tokens=8, temperature=0).text
+            with og.Embedder(model, pooling_type="mean", loras=loras) as embedder:
+                vectors[name] = embedder.embed([[7, 8, 9]])[0]
+    assert texts["plain"] != texts["tuned"]
+    with serving("--config", str(config)) as served:
+        for name, text in texts.items():
+            assert (
+                post(served, "/v1/completions", model=name, prompt=prompt, **greedy).json()["choices"][0]["text"]
+                == text
+            )
+            found = post(served, "/v1/embeddings", model=name, input=[7, 8, 9]).json()["data"][0]["embedding"]
+            np.testing.assert_allclose(found, vectors[name], atol=1e-4)
+        for name, says in (("broken", "bad.gguf"), ("missing", "none.gguf")):
+            refused = post(served, "/v1/completions", model=name, prompt=prompt)
+            assert refused.status_code >= 400
+            assert says in refused.json()["error"]["message"]
+
+
 def test_the_files_of_models_have_a_date(kinds: Served, coder: Path) -> None:
     """``created`` is when the file was made."""
     assert kinds.models()["coder"]["created"] == int(coder.stat().st_mtime)
@@ -197,6 +236,9 @@ def test_a_check_of_the_settings(coder: Path, tmp_path: Path) -> None:
         ("prot = 1", "prot"), ("port = 'x'", "port"), ("host = '0.0.0.0'", "insecure"), ("a = [", "settings.toml"),
         ("[[models]]\nname = '/a b'", "name"),
         (f"[[models]]\nname = 'a'\nmodel = '{tmp_path}/missing.gguf'", "missing.gguf"),
+        (f"[[models]]\nname = 'a'\nmodel = '{coder}'\ntemplate = 'missing.jinja'", "missing.jinja"),
+        (f"[[models]]\nname = 'a'\nmodel = '{coder}'\nloras = {{ 'missing.gguf' = 1 }}", "missing.gguf"),
+        (f"[[models]]\nname = 'a'\nmodel = '{coder}'\nloras = {{ '{coder}' = nan }}", "scale"),
     ):  # fmt: skip
         file.write_text(text, encoding="utf-8")
         wrong = check("--config", str(file))

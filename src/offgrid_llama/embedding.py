@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ._check import number
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
     from typing_extensions import Self
 
+    from .adapter import LoRA
     from .model import Model
 
 __all__ = ["Embedder", "Pooled"]
@@ -31,11 +32,19 @@ class Pooled:
         pooling_type: how the vectors of a text's tokens become one.
         n_batch: most tokens of one decode. None is 512, or what the model was trained for if that is less.
         n_threads: see Context.
+        loras: adapters of the model to use, as ``Context.set_loras`` takes them.
 
     Raises ContextError where llama.cpp refuses, for instance for a pooling type that the model has no weights for.
     """
 
-    def __init__(self, model: Model, pooling_type: PoolingType, n_batch: int | None, n_threads: int | None) -> None:
+    def __init__(
+        self,
+        model: Model,
+        pooling_type: PoolingType,
+        n_batch: int | None,
+        n_threads: int | None,
+        loras: Mapping[LoRA, float] | Iterable[LoRA],
+    ) -> None:
         model._handle.check_open()
         if n_batch is None:
             n_batch = min(512, model.n_ctx_train or 512)
@@ -47,6 +56,11 @@ class Pooled:
             model, n_ctx=room, n_batch=room, n_ubatch=room, n_seq_max=n_seq_max,
             kv_unified=True, embeddings=True, pooling_type=pooling_type, n_threads=n_threads,
         )  # fmt: skip
+        try:
+            self._context.set_loras(loras)
+        except BaseException:
+            self._context.close()
+            raise
         self.model = model
         self.n_batch = n_batch
         self.n_ctx = min(n_batch, model._n_positions or n_batch)
@@ -103,6 +117,7 @@ class Embedder(Pooled):
             model's own. "none" pools nothing.
         n_batch: most tokens of one decode. None is 512, or what the model was trained for if that is less.
         n_threads: see Context.
+        loras: adapters of the model to use, as ``Context.set_loras`` takes them.
 
     Raises ContextError where llama.cpp refuses, for instance for a pooling type that the model has no weights for.
 
@@ -119,11 +134,12 @@ class Embedder(Pooled):
         pooling_type: PoolingType | str = PoolingType.UNSPECIFIED,
         n_batch: int | None = None,
         n_threads: int | None = None,
+        loras: Mapping[LoRA, float] | Iterable[LoRA] = (),
     ) -> None:
         pooling = member("pooling_type", pooling_type, PoolingType)
         if resolved_pooling(model, pooling) is PoolingType.RANK:
             raise ValueError('pooling_type="rank" gives scores, no vectors: use Reranker, or another pooling_type')
-        super().__init__(model, pooling, n_batch, n_threads)
+        super().__init__(model, pooling, n_batch, n_threads, loras)
         self.n_embd = model.n_embd_out
 
     def embed(

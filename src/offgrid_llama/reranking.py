@@ -7,7 +7,7 @@ vocabulary asks for it. A control token that is written in a query or in a docum
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from ._check import number
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
+    from .adapter import LoRA
     from .model import Model
     from .vocab import Vocab
 
@@ -44,6 +45,7 @@ class Reranker(Pooled):
         model: the Model; several Rerankers can share it.
         n_batch: most tokens of one decode. None is 512, or what the model was trained for if that is less.
         n_threads: see Context.
+        loras: adapters of the model to use, as ``Context.set_loras`` takes them.
 
     Raises:
         ContextError: the model is no reranker, or llama.cpp refused.
@@ -55,9 +57,16 @@ class Reranker(Pooled):
             if these are fewer.
     """
 
-    def __init__(self, model: Model, *, n_batch: int | None = None, n_threads: int | None = None) -> None:
+    def __init__(
+        self,
+        model: Model,
+        *,
+        n_batch: int | None = None,
+        n_threads: int | None = None,
+        loras: Mapping[LoRA, float] | Iterable[LoRA] = (),
+    ) -> None:
         self._before, self._around, self._after = _pair(model)
-        super().__init__(model, PoolingType.RANK, n_batch, n_threads)
+        super().__init__(model, PoolingType.RANK, n_batch, n_threads, loras)
 
     def scores(
         self, query: str | bytes, documents: Sequence[str | bytes], *, truncate: bool = False

@@ -108,6 +108,8 @@ def _print(settings: Settings) -> None:
 
 
 def _line(model: ModelSettings) -> str:
-    file = store.resolve(model.model or model.name, download=False)
+    from ..server.specs import worker_spec
+
+    file = Path(worker_spec(model, 0)["file"])
     names = f" (also {', '.join(model.aliases)})" if model.aliases else ""
     return f"{model.name}{names}: {file}, {file.stat().st_size:,} bytes{', loaded at once' if model.preload else ''}"

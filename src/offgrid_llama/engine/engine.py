@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 
     from typing_extensions import Self, Unpack
 
+    from ..adapter import LoRA
     from ..chain import SamplerChain
     from ..chat.tool import Tool
 
@@ -68,6 +69,8 @@ class Engine:
         max_queue: most requests that wait.
         draft: a small model with the same vocabulary, or the name or path of one: it guesses the next tokens, and the model
             checks several in one step, where that pays. The answers are the same, but for the rounding of larger batches.
+        loras: adapters of the model that all requests use, as ``Context.set_loras`` takes them; they stay open as long as
+            the engine.
         cache_bytes: host memory for what finished requests have computed, once their sequences are needed for others; and of
             models whose memory cannot be cut, for the beginnings that prompts share. 0 is none.
         cache_dir: an existing folder for what ``cache_bytes`` have no room for; what is put there goes with the engine.
@@ -79,8 +82,9 @@ class Engine:
             whose they are, and their logits as one writable array. What it raises is logged, and harms no request.
         context: further arguments of Context, such as ``n_threads``, ``type_k`` or ``flash_attn_type``.
 
-    Raises ContextError, ValueError for a draft model that does not fit, OSError for a ``cache_dir`` that cannot be written
-    to, and what Model raises for a name or path.
+    Raises ContextError, ValueError for a draft model or an adapter that does not fit, AdapterError for one that is to begin
+    in the middle of a text (aLoRA), OSError for a ``cache_dir`` that cannot be written to, and what Model raises for a name
+    or path.
 
     Attributes:
         model: the Model.
@@ -96,6 +100,7 @@ class Engine:
         n_batch: int = 512,
         max_queue: int = 10_000,
         draft: Model | str | os.PathLike[str] | None = None,
+        loras: Mapping[LoRA, float] | Iterable[LoRA] = (),
         cache_bytes: int = 2**30,
         cache_dir: str | os.PathLike[str] | None = None,
         cache_dir_bytes: int = 2**33,
@@ -119,7 +124,7 @@ class Engine:
                 n_ctx = n_seq_max * min(self.model.n_ctx_train or DEFAULT_N_CTX_SEQ, DEFAULT_N_CTX_SEQ)
             runner = Runner(
                 self.model, n_ctx=n_ctx, n_seq_max=n_seq_max, n_batch=n_batch, n_guessed=N_GUESSED,
-                on_step=on_step, draft=small, cache_dir=cache_dir, options=context,
+                on_step=on_step, draft=small, loras=loras, cache_dir=cache_dir, options=context,
             )  # fmt: skip
         except BaseException:
             _close(self._own)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ..context import Context
-from ..errors import ClosedError, ContextError, StateError
+from ..errors import AdapterError, ClosedError, ContextError, StateError
 from ..fast_sampling import FastSampler
 from ..params import VocabType
 from ..step import Sampled, Step
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
+    from ..adapter import LoRA
     from ..model import Model
     from ..state import State
     from .completion import Answer
@@ -66,6 +67,7 @@ class Runner:
         n_guessed: most tokens that are guessed in a step.
         on_step: called in each step before tokens are sampled.
         draft: the draft model; None is none.
+        loras: adapters of the model in use.
         cache_dir: where to put what host memory has no room for; None is nowhere.
         options: further arguments of Context.
 
@@ -90,6 +92,7 @@ class Runner:
         n_guessed: int,
         on_step: Callable[[StepView], object] | None,
         draft: Model | None = None,
+        loras: Mapping[LoRA, float] | Iterable[LoRA] = (),
         cache_dir: str | os.PathLike[str] | None = None,
         options: dict[str, Any],
     ) -> None:
@@ -110,6 +113,10 @@ class Runner:
         self._drafter: Drafter | None = None
         self._disk: SpillFolder | None = None
         try:
+            self.context.set_loras(loras)
+            for lora in self.context._loras:
+                if lora.invocation_tokens:
+                    raise AdapterError(f"{lora.path} is to begin with certain tokens (aLoRA), and not for all requests")
             if draft is not None:
                 self._drafter = self._make_drafter(draft, options)
             if cache_dir is not None:

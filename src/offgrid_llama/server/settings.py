@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import ipaddress
+import math
 import os
 import re
 import sys
@@ -47,6 +48,7 @@ class ModelSettings:
         n_threads: None is all cores.
         n_gpu_layers: None is as many as fit.
         draft: a small model that guesses, as ``model`` is named.
+        loras: files of LoRA adapters that are in use, each with its scale.
         sampling: SamplingParams where a request says nothing.
         engine, load: further arguments of Engine and Model.
         preload: whether to load it at once, and again whenever its worker has died.
@@ -62,6 +64,7 @@ class ModelSettings:
     n_threads: int | None = None
     n_gpu_layers: int | None = None
     draft: str | None = None
+    loras: Mapping[str, float] = field(default_factory=dict)
     sampling: Mapping[str, Any] = field(default_factory=dict)
     engine: Mapping[str, Any] = field(default_factory=dict)
     load: Mapping[str, Any] = field(default_factory=dict)
@@ -74,6 +77,9 @@ class ModelSettings:
                 raise SettingsError(f"models: the name {name!r} must be of letters, digits and ._:/- , 128 at most")
         if not 1 <= self.n_parallel <= 256:
             raise SettingsError(f"models.{self.name}: n_parallel must be from 1 to 256, not {self.n_parallel}")
+        for path, scale in self.loras.items():
+            if not _fits(scale, float) or not math.isfinite(scale):
+                raise SettingsError(f"models.{self.name}: loras: the scale of {path} must be a number, not {scale!r}")
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import suppress
+from errno import ENOENT
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,9 @@ def worker_spec(settings: ModelSettings, max_queue: int) -> dict[str, Any]:
     file = store.resolve(settings.model or settings.name)
     draft = None if settings.draft is None else str(store.resolve(settings.draft))
     template = None if settings.template is None else Path(settings.template).read_text(encoding="utf-8")
+    for path in settings.loras:
+        if not Path(path).is_file():
+            raise FileNotFoundError(ENOENT, "there is no such adapter", path)
     engine = {
         "n_ctx": settings.n_ctx, "n_seq_max": settings.n_parallel, "n_threads": settings.n_threads, "draft": draft,
         "stream_interval": STREAM_INTERVAL, **settings.engine, "max_queue": max_queue,
@@ -36,6 +40,7 @@ def worker_spec(settings: ModelSettings, max_queue: int) -> dict[str, Any]:
         "model": model,
         "sampling": dict(settings.sampling),
         "template": template,
+        "loras": {path: float(scale) for path, scale in settings.loras.items()},
     }
 
 

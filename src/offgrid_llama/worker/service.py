@@ -10,6 +10,7 @@ from dataclasses import asdict
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from ..adapter import LoRA
 from ..backend import default_threads
 from ..chat import ChatTemplate
 from ..embedding import Embedder
@@ -68,6 +69,7 @@ class Service:
         model: arguments of Model.
         sampling: SamplingParams where a request says nothing.
         template: a chat template in place of the model's.
+        loras: files of adapters that are in use, with their scales.
         progress: called with the share of the model that is loaded.
 
     Raises as Model and Engine do.
@@ -81,6 +83,7 @@ class Service:
         model: Mapping[str, Any],
         sampling: Mapping[str, Any],
         template: str | None = None,
+        loras: Mapping[str, float] | None = None,
         progress: Callable[[float], object] | None = None,
     ) -> None:
         self._model = Model(file, progress=progress, **model)
@@ -88,12 +91,13 @@ class Service:
         self._template = None
         self._engine: Engine | None = None
         try:
+            self._loras = {LoRA(self._model, path): scale for path, scale in (loras or {}).items()}
             if template is not None:
                 self._template = ChatTemplate.of(self._model, template)
             elif self._model.chat_template() is not None:
                 self._template = ChatTemplate.of(self._model)
             if not self._embeds_only:
-                self._engine = Engine(self._model, **engine)
+                self._engine = Engine(self._model, loras=self._loras, **engine)
         except BaseException:
             self._model.close()
             raise
@@ -315,7 +319,9 @@ class Service:
 
     def _rerank(self, query: str, documents: list[str], top_n: int | None) -> list[list[float]]:
         try:
-            reranker = self._pooling("rerank", lambda: Reranker(self._model, n_threads=self._threads))
+            reranker = self._pooling(
+                "rerank", lambda: Reranker(self._model, n_threads=self._threads, loras=self._loras)
+            )
         except ContextError as error:
             raise ValueError(f"this model does not rank documents: {error.message}") from error
         return [list(each) for each in reranker.rank(query, documents, top_n=top_n)]
@@ -344,11 +350,11 @@ class Service:
 
     def _embedder(self) -> Embedder:
         """Return an Embedder that pools as the model wants, or by the mean where it says nothing of that."""
-        embedder = Embedder(self._model, n_threads=self._threads)
+        embedder = Embedder(self._model, n_threads=self._threads, loras=self._loras)
         if embedder.pooling_type is not PoolingType.NONE:
             return embedder
         embedder.close()
-        return Embedder(self._model, pooling_type="mean", n_threads=self._threads)
+        return Embedder(self._model, pooling_type="mean", n_threads=self._threads, loras=self._loras)
 
     def _pooling(self, what: str, make: Callable[[], Any]) -> Any:
         """Return what is made once, when it is first asked for."""
