@@ -16,9 +16,9 @@ PACKAGE = ROOT / "src" / "offgrid_llama"
 ORDER = [
     "errors", "text", "gbnf", "json_schema", "gguf_bytes", "replacing", "_capi", "_handle", "_callbacks", "_check",
     "backend", "threadpool", "rpc", "params", "gguf", "splits", "overrides", "store", "vocab", "saving", "placement",
-    "model", "batch", "memory", "logits", "adapter", "state", "perf", "context", "custom", "sampling", "chain", "guide",
-    "grammar", "sampling_params", "fast_sampling", "step", "memory_plan", "quantize", "embedding", "reranking", "generate",
-    "infill", "chat", "engine", "worker", "server", "cli",
+    "model", "batch", "memory", "logits", "adapter", "state", "perf", "feasibility", "context", "custom", "sampling",
+    "chain", "guide", "grammar", "sampling_params", "fast_sampling", "step", "memory_plan", "imatrix", "quantize",
+    "embedding", "reranking", "generate", "infill", "chat", "engine", "worker", "server", "cli",
 ]  # fmt: skip
 PURE_ENGINE = {
     f"engine/{name}"

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from .generate import Generation, generate
     from .gguf import GGUF
     from .grammar import Grammar
+    from .imatrix import load_imatrix
     from .infill import infill
     from .logits import Logits
     from .memory import Memory
@@ -47,7 +48,7 @@ if TYPE_CHECKING:
         VocabType,
     )
     from .perf import ContextPerf, SamplerPerf
-    from .quantize import Quantized, load_imatrix, quantize
+    from .quantize import Quantized, quantize
     from .reranking import Ranked, Reranker
     from .sampling import Sampler
     from .sampling_params import SamplingParams
@@ -78,11 +79,11 @@ _WHERE = {
         "chain": "SamplerChain", "chat": "ChatTemplate", "context": "Context", "embedding": "Embedder",
         "engine": "Chat ChatCompletion Completion Delta Engine EngineStats FinishReason Piece",
         "fast_sampling": "FastSampler", "generate": "Generation generate", "gguf": "GGUF", "grammar": "Grammar",
-        "infill": "infill", "logits": "Logits", "memory": "Memory", "memory_plan": "MemoryPlan memory_plan",
-        "model": "Model",
+        "imatrix": "load_imatrix", "infill": "infill", "logits": "Logits", "memory": "Memory",
+        "memory_plan": "MemoryPlan memory_plan", "model": "Model",
         "params": "AttentionType FlashAttention LazyMode LoadMode PoolingType RopeScaling RopeType SplitMode TokenAttr "
         "VocabType",
-        "perf": "ContextPerf SamplerPerf", "quantize": "Quantized load_imatrix quantize", "reranking": "Ranked Reranker",
+        "perf": "ContextPerf SamplerPerf", "quantize": "Quantized quantize", "reranking": "Ranked Reranker",
         "rpc": "rpc", "sampling": "Sampler samplers", "sampling_params": "SamplingParams", "state": "Snapshot State",
         "store": "store", "text": "TextStream", "threadpool": "ThreadPool", "vocab": "Vocab",
     }.items()

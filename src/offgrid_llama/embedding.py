@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 from ._check import number
 from .batch import Batch
-from .context import Context, resolved_pooling
+from .context import Context
 from .errors import ContextLengthError
+from .feasibility import resolved_pooling
 from .params import PoolingType, member
 
 if TYPE_CHECKING:

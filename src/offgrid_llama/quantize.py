@@ -18,19 +18,19 @@ from ._callbacks import forget_log, listening, raise_pending, recent_log, whole_
 from ._capi import ffi, lib
 from ._check import number, raise_caught, text_of
 from .backend import default_threads, start
-from .errors import GGUFError, ModelSaveError
+from .errors import ModelSaveError
 from .gguf import GGUF, Tensor
-from .overrides import MAX_BYTES, Override, checked, kv_array, regex
+from .imatrix import imatrix_array, importance_of
+from .overrides import Override, checked, kv_array, regex
 from .replacing import replacing
 from .splits import opened_all, split_path
 
 if TYPE_CHECKING:
-    import numpy as np
     import numpy.typing as npt
 
-    Imatrix = dict[str, npt.NDArray[np.float32]]
+    from .imatrix import Imatrix
 
-__all__ = ["FTYPES", "Quantized", "load_imatrix", "quantize"]
+__all__ = ["FTYPES", "Quantized", "quantize"]
 
 FTYPES: dict[str, int] = {
     "F32": lib.LLAMA_FTYPE_ALL_F32,
@@ -60,7 +60,6 @@ _IN_NEED_OF_IMATRIX = frozenset({"iq3_xxs", "iq2_xxs", "iq2_xs", "iq2_s", "iq1_m
 _ALIGNMENT = "general.alignment"
 MAX_WEIGHT = 1e8
 """Of a tensor that becomes one of IQ1, IQ2 and IQ3, in magnitude: above, their sums leave float32, and llama.cpp aborts."""
-MAX_IMPORTANCE = 1e10
 _LOW = re.compile(r"iq[123]_")
 _CHUNK = 16 * 1024 * 1024
 _LAYER = re.compile(r"blk\.(\d+)\.")
@@ -194,11 +193,11 @@ def quantize(
         if c.keep_split and any(not header.n_tensors for header in headers[1:]):
             raise ValueError(f"keep_split must be False: a later split of {source} has no tensors")
         layers = _kept_layers(headers[0], prune_layers, tensors, c.keep_split)
-        importance, about = _importance(imatrix)
+        importance, about = importance_of(imatrix)
         extra: dict[str, Override] = {**overrides, **about}
         if headers[0].get(_ALIGNMENT, lib.GGUF_DEFAULT_ALIGNMENT) != lib.GGUF_DEFAULT_ALIGNMENT:
             extra[_ALIGNMENT] = lib.GGUF_DEFAULT_ALIGNMENT  # llama.cpp copies the number, and aligns to 32 all the same
-    metadata, matrices, types = kv_array(extra), _imatrix_array(importance), _type_array(tensor_types or {})
+    metadata, matrices, types = kv_array(extra), imatrix_array(importance), _type_array(tensor_types or {})
     pruned = ffi.new("int32_t[]", [*layers[1], -1])
     c.kv_overrides, c.tt_overrides, c.prune_layers = metadata, types[0], pruned
     c.imatrix = matrices[0] if imatrix is not None else ffi.NULL
@@ -263,90 +262,6 @@ def _kept_layers(
         if any(_LAYER.search(tensor.name, 1) for tensor in tensors):
             raise ValueError(f"prune_layers: {header.path} has more than one row of layers")
     return kept, gone
-
-
-def _importance(
-    imatrix: str | os.PathLike[str] | Mapping[str, npt.ArrayLike] | None,
-) -> tuple[Imatrix, dict[str, Override]]:
-    """Return an importance matrix by the tensors' names, and what the new file is to say about it."""
-    if imatrix is None:
-        return {}, {}
-    about: dict[str, Override] = {}
-    if not isinstance(imatrix, Mapping):
-        path = imatrix
-        imatrix = load_imatrix(path)
-        with GGUF(path) as file:
-            datasets, chunks = file.get("imatrix.datasets"), file.get("imatrix.chunk_count")
-        about["quantize.imatrix.file"] = _short(os.fspath(path))
-        if isinstance(datasets, list) and datasets:
-            about["quantize.imatrix.dataset"] = _short(str(datasets[0]))
-        about["quantize.imatrix.entries_count"] = len(imatrix)
-        if isinstance(chunks, int) and chunks > 0:
-            about["quantize.imatrix.chunks_count"] = chunks
-    return {name: _values(name, values) for name, values in imatrix.items()}, about
-
-
-def _short(text: str) -> str:
-    return text.encode("utf-8", "replace")[:MAX_BYTES].decode("utf-8", "ignore")
-
-
-def _values(name: str, values: npt.ArrayLike) -> npt.NDArray[np.float32]:
-    import numpy as np
-
-    array = np.ascontiguousarray(values, dtype=np.float32).reshape(-1)
-    if "\0" in name or not array.size or not 0 <= array.min() <= array.max() <= MAX_IMPORTANCE:
-        raise ValueError(f"imatrix[{name!r}] must be numbers from 0 to {MAX_IMPORTANCE:g}")
-    return array
-
-
-def load_imatrix(path: str | os.PathLike[str]) -> Imatrix:
-    """Read an importance matrix that llama.cpp's imatrix tool wrote as GGUF.
-
-    Returns:
-        The mean square of each tensor's input columns, by the tensor's name: float32[columns], or
-        float32[experts, columns]. 1 for an expert that was never used.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        GGUFError: it is no GGUF, or no importance matrix; the older .dat format is none.
-    """
-    import numpy as np
-
-    result: Imatrix = {}
-    with GGUF(path) as file:
-        tensors = {tensor.name: tensor for tensor in file.tensors()}
-
-        def read(tensor: Tensor) -> npt.NDArray[np.float32]:
-            return np.fromfile(file.path, np.float32, tensor.n_elements, offset=tensor.offset)
-
-        for name, sums in tensors.items():
-            stem, _, part = name.rpartition(".")
-            if part != "in_sum2":
-                continue
-            counts = tensors.get(f"{stem}.counts")
-            if (
-                counts is None
-                or (sums.type, counts.type) != ("f32", "f32")
-                or sums.n_elements % (counts.n_elements or 1)
-            ):
-                raise GGUFError(f"{path}: {name} and {stem}.counts are no importance matrix of {stem}")
-            count = np.rint(read(counts))[:, None]
-            total = read(sums).reshape(len(count), -1)
-            mean = np.divide(total, count, out=np.ones_like(total), where=count > 0)
-            result[stem] = mean if len(count) > 1 else mean[0]
-    if not result:
-        raise GGUFError(f"{path} has no tensors NAME.in_sum2: it is no importance matrix")
-    return result
-
-
-def _imatrix_array(importance: Imatrix) -> list[Any]:
-    """Return a ``llama_model_imatrix_data[]`` that ends with NULL, and what has to live as long as it."""
-    array = ffi.new("struct llama_model_imatrix_data[]", len(importance) + 1)
-    keep = [array]
-    for c, (name, values) in zip(array, importance.items(), strict=False):
-        keep += [ffi.new("char[]", name.encode("utf-8")), ffi.from_buffer("float[]", values)]
-        c.name, c.data, c.size = keep[-2], keep[-1], values.size
-    return keep
 
 
 def _type_array(tensor_types: Mapping[str, str]) -> list[Any]:
