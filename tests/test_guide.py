@@ -330,3 +330,16 @@ def test_without_llguidance(tiny: og.Model, monkeypatch: pytest.MonkeyPatch) -> 
         og.Grammar.choices(["a"]).guide(tiny.vocab)
     with pytest.raises(og.GrammarError, match="GBNF has no guide"):
         og.Grammar.gbnf('root ::= "a"').guide(tiny.vocab)
+
+
+def test_what_is_compiled_is_kept_by_salt(engine: og.Engine) -> None:
+    """Whoever has another salt waits for the same grammar as if nobody had asked with it."""
+    grammar = og.Grammar.regex("salted [a-z]{3}")
+    compiled = guides._compiler(engine.model.vocab)._compiled
+
+    def kept() -> list[str]:
+        return [salt for salt, source in compiled if source == grammar._source]
+
+    for salt, salts in (("", [""]), ("a", ["", "a"]), ("a", ["", "a"]), ("b", ["", "a", "b"])):
+        assert engine.generate("a", grammar=grammar, max_tokens=20, cache_salt=salt).text.startswith("salted ")
+        assert kept() == salts

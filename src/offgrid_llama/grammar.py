@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Mapping
+from copy import copy
 from typing import TYPE_CHECKING, Any, get_origin
 
 from . import sampling
@@ -50,6 +51,7 @@ class Grammar:
         self.text = text
         self.root = root
         self._source = source
+        self._salt = ""
         self._outline = read_gbnf(text, root) if source is None else None
 
     @classmethod
@@ -141,7 +143,13 @@ class Grammar:
         """
         if self._source is None:
             raise GrammarError("GBNF has no guide; use Grammar.sampler")
-        return guide_of(self._source, vocab)
+        return guide_of(self._source, vocab, self._salt)
+
+    def _salted(self, salt: str) -> Grammar:
+        """Return one whose compiled form is kept for those with the same salt, so that nobody else can tell it is there."""
+        other = copy(self)
+        other._salt = salt
+        return other
 
     def within(self, lark: str, also: Iterable[Mapping[str, object]] = ()) -> Grammar:
         """Return a grammar in llguidance's Lark, in which ``@answer`` is this one; GrammarError for GBNF.

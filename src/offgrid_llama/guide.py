@@ -68,7 +68,7 @@ class _Compiler:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._table: Any = None
-        self._compiled: OrderedDict[str, Any] = OrderedDict()
+        self._compiled: OrderedDict[tuple[str, str], Any] = OrderedDict()
 
     def table(self, vocab: Vocab) -> Any:
         """Return llguidance's table of the tokens (``LLTokenizer``)."""
@@ -80,13 +80,13 @@ class _Compiler:
                 self._table = llguidance.LLTokenizer(tokenizer, n_vocab=vocab.n_tokens, eos_token=ends)
             return self._table
 
-    def matcher(self, source: str, vocab: Vocab) -> Any:
+    def matcher(self, source: str, vocab: Vocab, salt: str) -> Any:
         """Return a matcher (``LLMatcher``) of a grammar, to copy; GrammarError for one that llguidance refuses."""
-        table = self.table(vocab)
+        table, key = self.table(vocab), (salt, source)
         with self._lock:
-            known = self._compiled.get(source)
+            known = self._compiled.get(key)
             if known is not None:
-                self._compiled.move_to_end(source)
+                self._compiled.move_to_end(key)
         if known is None:
             llguidance = _llguidance()
             limits = llguidance.LLParserLimits(**_LIMITS)
@@ -96,7 +96,7 @@ class _Compiler:
             if begun.is_error():
                 raise GrammarError(_told(begun.get_error()))
             with self._lock:
-                self._compiled[source] = known
+                self._compiled[key] = known
                 while len(self._compiled) > MOST_COMPILED:
                     self._compiled.popitem(last=False)
         return known
@@ -137,9 +137,12 @@ def prepare(vocab: Vocab) -> None:
         threading.Thread(target=build, name="offgrid_llama guide", daemon=True).start()
 
 
-def guide_of(source: str, vocab: Vocab) -> Guide:
-    """Return a new Guide for a grammar in llguidance's notation; GrammarError where it cannot be used."""
-    return Guide(_compiler(vocab).matcher(source, vocab), vocab)
+def guide_of(source: str, vocab: Vocab, salt: str = "") -> Guide:
+    """Return a new Guide for a grammar in llguidance's notation; GrammarError where it cannot be used.
+
+    What is compiled is kept for those with the same salt.
+    """
+    return Guide(_compiler(vocab).matcher(source, vocab, salt), vocab)
 
 
 class Guide:

@@ -196,8 +196,8 @@ class Engine:
                 template needs.
             unparse_special: write control tokens of the answer as their text, all of them or these; by default they give
                 none.
-            cache_salt: requests with another one find nothing of what this one has computed, so that how fast it is tells
-                nobody what others have asked.
+            cache_salt: requests with another one find nothing of what this one has computed, or compiled of its grammar, so
+                that how fast it is tells nobody what others have asked.
 
         Raises:
             ContextLengthError: the prompt does not fit into ``n_ctx_seq``, with room for a token.
@@ -226,6 +226,8 @@ class Engine:
         params = _params(
             sampling, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, seed=seed, grammar=grammar
         )
+        if cache_salt and params.grammar is not None:
+            params = replace(params, grammar=params.grammar._salted(cache_salt))
         processors = tuple(logits_processors)
         for processor in processors:
             if not callable(processor):
