@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import socket
+from collections.abc import AsyncIterator
 from typing import Any
 
 import msgspec
@@ -17,6 +18,7 @@ from offgrid_llama.server.errors import ApiError
 from offgrid_llama.server.schemas import ChatRequest
 from offgrid_llama.server.security import Guard
 from offgrid_llama.server.settings import Settings
+from offgrid_llama.server.streams import ABORT, WRITE, EventStream
 from offgrid_llama.worker import frames
 from offgrid_llama.worker.frames import Channel
 
@@ -173,3 +175,40 @@ def test_events() -> None:
         chat.usage_event(frames.Answered(1, frames.Usage(5, 2, 3))).removeprefix(b"data: ").strip()
     )
     assert (usage["choices"], usage["usage"]["total_tokens"]) == ([], 8)
+
+
+@pytest.mark.parametrize("stalls_at", ["http.response.start", "event", "end"])
+def test_a_reader_that_takes_nothing_is_cut_off(stalls_at: str) -> None:
+    """Wherever in a stream it stalls, at its very end, too; what the events hold is let go."""
+    told: list[str] = []
+
+    async def stream() -> None:
+        async def events() -> AsyncIterator[bytes]:
+            try:
+                yield b"data: 1\n\n"
+            finally:
+                told.append("closed")
+
+        async def at(place: str) -> None:
+            told.append(place)
+            if place == stalls_at:
+                await asyncio.Event().wait()
+
+        async def send(message: dict[str, Any]) -> None:
+            await at("end" if message["type"] == "http.response.body" else message["type"])
+
+        async def write(_: bytes) -> None:
+            await at("event")
+
+        async def receive() -> dict[str, Any]:
+            return await asyncio.Future()
+
+        scope = {ABORT: lambda: told.append("cut off"), WRITE: write}
+        await asyncio.wait_for(EventStream(events(), 0.1)(scope, receive, send), 30)
+
+    asyncio.run(stream())
+    assert told.count("cut off") == 1
+    assert stalls_at in told
+    assert ("closed" in told) == (
+        stalls_at != "http.response.start"
+    )  # a generator that never began has nothing to close

@@ -81,9 +81,8 @@ class EventStream(Response):
             await self._timed(send({"type": "http.response.start", "status": 200, "headers": list(_HEADERS)}))
             async for data in events:
                 await self._timed(write(data))
-            await self._timed(
-                send({"type": "http.response.body", "body": b""})
-            )  # waits for what the client has not taken
+            # It waits for what the client has not taken.
+            await self._timed(send({"type": "http.response.body", "body": b""}))
 
     async def _timed(self, writing: Awaitable[None]) -> None:
         self._sending_since = monotonic()
