@@ -194,7 +194,7 @@ def test_a_reader_that_takes_nothing_is_cut_off(stalls_at: str) -> None:
             if place == stalls_at:
                 await asyncio.Event().wait()
 
-        async def send(message: dict[str, Any]) -> None:
+        async def send(message: Any) -> None:
             await at("end" if message["type"] == "http.response.body" else message["type"])
 
         async def write(_: bytes) -> None:
