@@ -131,6 +131,7 @@ def test_models_with_adapters(coder: Path, tmp_path: Path) -> None:
         f"[[models]]\nname = 'plain'\nmodel = '{coder}'\npreload = true\n"
         f"[[models]]\nname = 'tuned'\nmodel = '{coder}'\nloras = {{ '{lora}' = 0.5 }}\n"
         f"[[models]]\nname = 'broken'\nmodel = '{coder}'\nloras = {{ '{bad}' = 1 }}\n"
+        f"[[models]]\nname = 'endless'\nmodel = '{coder}'\nloras = {{ '{lora}' = 1e30 }}\n"
         f"[[models]]\nname = 'missing'\nmodel = '{coder}'\nloras = {{ 'none.gguf' = 1 }}\n",
         encoding="utf-8",
     )
@@ -156,6 +157,9 @@ def test_models_with_adapters(coder: Path, tmp_path: Path) -> None:
             refused = post(served, "/v1/completions", model=name, prompt=prompt)
             assert refused.status_code >= 400
             assert says in refused.json()["error"]["message"]
+        failed = post(served, "/v1/completions", model="endless", prompt=prompt)
+        assert failed.status_code == 500  # no request can do anything about it
+        assert "no numbers" in failed.json()["error"]["message"]
 
 
 def test_the_files_of_models_have_a_date(kinds: Served, coder: Path) -> None:

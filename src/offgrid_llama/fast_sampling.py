@@ -163,7 +163,7 @@ class FastSampler:
             return self.guide.error or GrammarError(
                 "no token was selected: the grammar, or what else, forbids them all"
             )
-        return SamplerError("no token was selected: the logits and the biases forbid them all")
+        return SamplerError("no token was selected: the model's logits are no numbers, or the biases forbid them all")
 
     def foresee(self, guesses: Sequence[int]) -> list[int]:
         """Return which tokens to check together where these are guessed to come next, as ``Guide.foresee`` does.

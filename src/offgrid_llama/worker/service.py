@@ -23,7 +23,6 @@ from ..errors import (
     GrammarError,
     OffgridLlamaError,
     QueueFullError,
-    SamplerError,
     TokenizeError,
     ToolError,
 )
@@ -41,8 +40,7 @@ if TYPE_CHECKING:
 __all__ = ["Service", "failure"]
 
 _THEIR_FAULT = (
-    ChatTemplateError, ContextLengthError, GrammarError, SamplerError, TokenizeError, ToolError, ValueError, TypeError,
-    UnicodeError,
+    ChatTemplateError, ContextLengthError, GrammarError, TokenizeError, ToolError, ValueError, TypeError, UnicodeError,
 )  # fmt: skip
 
 
