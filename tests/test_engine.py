@@ -798,7 +798,9 @@ class Schedule:
         scheduler = self.engine._loop._scheduler  # what it measures is made up, so that a seed is the same again
         if small is not None:
             always(scheduler, rng.choice([1, 4]))
-        scheduler._prompt_budget = lambda n_generating, n_prompts: rng.choice([1, 7, n_batch])
+        scheduler._prompt_budget = lambda n_generating, n_prompts, n_tokens: rng.choice([1, 7, n_batch])
+        if scheduler._padding is not None:
+            scheduler._padding.n_pads = lambda n_rows: rng.choice([0, 0, 1, 2, 3])  # type: ignore[method-assign]
         scheduler._costs.slowdown = lambda n_generating, n_guessed: rng.choice([1.0, 3.0])  # type: ignore[method-assign]
         self.said: list[tuple[list[int], int, og.SamplingParams, og.Completion]] = []
         self.cancelled: set[Completion] = set()
@@ -1087,6 +1089,46 @@ def test_a_decode_that_fails(letters: og.Model, monkeypatch: pytest.MonkeyPatch,
     for prompt, other in zip(prompts, others, strict=True):
         assert other.result().tokens == alone(letters, prompt, 12, ENDLESS)[0]
     idle(engine)
+    engine._loop._stop()
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_rows_for_nobody(letters: og.Model, monkeypatch: pytest.MonkeyPatch, several: bool) -> None:
+    """Padding leaves no trace: neither in what others say, nor in what its slots have, also where a decode has failed."""
+    engine = driven(letters)
+    runner = engine._loop._runner
+    assert isinstance(runner, Runner)
+    padding, context = engine._loop._scheduler._padding, runner.context
+    assert padding is not None
+    monkeypatch.setattr(padding, "n_pads", lambda n_rows: 4 - n_rows)
+    monkeypatch.setattr("offgrid_llama.engine.loop.UNSEEN", 8 if several else 1)
+    decode, widths, failures = context._decode, [], []
+
+    def failing(batch: og.Batch, function: Any) -> None:
+        widths.append(len(batch))
+        seqs = [batch._first_seq_id[row] for row in range(len(batch))]
+        assert seqs == sorted(seqs)  # otherwise llama.cpp computes them in parts
+        decode(batch, lib.llama_decode if len(widths) == 6 else function)
+        if len(widths) == 6:
+            failures.append(len(batch))
+            raise og.DecodeFailed("broken", code=-3, memory_restored=False)
+
+    monkeypatch.setattr(context, "_decode", failing)
+    first = engine.submit([9] * 40, max_tokens=2, sampling=ENDLESS)
+    turns(engine)
+    prompts = [[10 + i] * 30 for i in range(2)]
+    others = [engine.submit(prompt, max_tokens=40, sampling=ENDLESS) for prompt in prompts]
+    turns(engine)
+    for prompt, other in zip(prompts, others, strict=True):
+        assert other.done
+        assert other.result().tokens == alone(letters, prompt, 40, ENDLESS)[0]
+    assert widths[-1] == 4
+    assert failures == [4]
+    assert (len(widths) < 40) is several
+    idle(engine)
+    again = engine.submit([*[9] * 40, *first.tokens, 7], max_tokens=1)
+    turns(engine)
+    assert again.result().usage.cached_tokens == 41
     engine._loop._stop()
 
 

@@ -103,6 +103,20 @@ def test_costs() -> None:
     assert costs.slowdown(1, 4) == 3
 
 
+def test_what_a_guess_may_cost() -> None:
+    """Among several it is computed apart: as long as a step for as many rows takes, where those were seen."""
+    costs, shared = Costs(), Costs(apart=False)
+    for each in (costs, shared):
+        assert each.slowdown(8, 4) == 1.25
+        for n in (2, 8):
+            each.observe(n, 0, 0.01 + 0.002 * n)
+    assert costs.slowdown(8, 4) == pytest.approx(1 + 0.018 / 0.026)
+    assert costs.slowdown(7, 8) == pytest.approx(2)  # by what eight take
+    assert costs.slowdown(8, 32) == pytest.approx(3)  # of so many nothing is known
+    assert costs.slowdown(1, 4) == 3  # one has nobody beside it
+    assert shared.slowdown(8, 4) == 1.25
+
+
 def test_a_guess_that_many_share() -> None:
     """What one guess has cost among many, another one pays for; where steps are slow anyway it costs little."""
     costs = Costs()

@@ -23,7 +23,7 @@ ORDER = [
 PURE_ENGINE = {
     f"engine/{name}"
     for name in (
-        "budget", "cells", "guessing", "operations", "pace", "prefixes", "request", "scheduler", "shelf", "slots"
+        "budget", "cells", "guessing", "operations", "pace", "padding", "prefixes", "request", "scheduler", "shelf", "slots"
     )
 }  # fmt: skip
 STANDARD_LIBRARY_ONLY = {"errors", "text", "gbnf", "json_schema", "gguf_bytes", "replacing", *PURE_ENGINE}

@@ -9,6 +9,7 @@ import pytest
 from test_slots import operate
 
 from offgrid_llama.engine.operations import Save
+from offgrid_llama.engine.padding import Padding
 from offgrid_llama.engine.request import FinishReason, Request
 from offgrid_llama.engine.scheduler import Plan, Rows, Scheduler
 from offgrid_llama.engine.shelf import Shelf
@@ -40,6 +41,17 @@ def alone(prompt: list[int], max_tokens: int) -> tuple[list[int], FinishReason]:
             return tokens, FinishReason.LENGTH
 
 
+class AnyPadding(Padding):
+    """Adds any number of rows."""
+
+    def __init__(self, seed: int) -> None:
+        super().__init__(N_CTX_SEQ)
+        self._rng = random.Random(seed)
+
+    def n_pads(self, n_rows: int) -> int:
+        return self._rng.randrange(4)
+
+
 class Machine:
     """A scheduler with a memory that does what it is told, and counts what is computed."""
 
@@ -47,18 +59,21 @@ class Machine:
         self,
         n_seq: int,
         n_batch: int = 64,
-        budget: Callable[[int, int], int] | None = None,
+        budget: Callable[[int, int, int], int] | None = None,
         trim: Trim = Trim.ANY,
         room: int = 0,
+        padding: Padding | None = None,
     ) -> None:
         self.trim = trim
         self.store = Shelf(room, 2 * room)
         self.shelf: dict[int, list[int]] = {}
         self.slots = Slots(n_seq, trim=trim, shelf=self.store)
-        self.scheduler = Scheduler(self.slots, n_batch=n_batch, n_ctx_seq=N_CTX_SEQ, eog=[EOG], prompt_budget=budget)
+        self.scheduler = Scheduler(
+            self.slots, n_batch=n_batch, n_ctx_seq=N_CTX_SEQ, eog=[EOG], prompt_budget=budget, padding=padding
+        )
         self.memory: list[list[int]] = [[] for _ in range(n_seq)]
         self.n_batch = n_batch
-        self.computed = 0
+        self.computed = self.n_pads = 0
 
     def add(self, prompt: list[int], max_tokens: int = 8, priority: int = 0) -> Request:
         request = Request(prompt, max_tokens, priority)
@@ -72,6 +87,10 @@ class Machine:
                 self.scheduler.operate(self.store.weigh(operation.key, len(self.shelf[operation.key])))
         assert sum(len(rows.tokens) for rows in plan.rows) <= self.n_batch
         assert [rows.seq for rows in plan.rows] == sorted(rows.seq for rows in plan.rows)
+        assert {seq for seq, _ in plan.pads}.isdisjoint(run.seq for run in self.scheduler._running.values())
+        for seq, pos in plan.pads:
+            assert pos == len(self.memory[seq]) < N_CTX_SEQ
+            self.n_pads += 1
 
     def compute(self, rows: Rows) -> None:
         memory = self.memory[rows.seq]
@@ -133,8 +152,8 @@ def test_any_schedule(seed: int) -> None:
     """Requests that come, share beginnings and are cancelled at any moment: the others give what they give alone."""
     rng = random.Random(seed)
     machine = Machine(
-        rng.randint(1, 5), rng.choice([8, 20, 64]), rng.choice([None, lambda n, _: 5, lambda n, _: 30 // (n + 1)]),
-        rng.choice(list(Trim)), rng.choice([0, 100, 1000]),
+        rng.randint(1, 5), rng.choice([8, 20, 64]), rng.choice([None, lambda n, *_: 5, lambda n, *_: 30 // (n + 1)]),
+        rng.choice(list(Trim)), rng.choice([0, 100, 1000]), rng.choice([None, AnyPadding(seed)]),
     )  # fmt: skip
 
     systems = [[rng.randrange(50) for _ in range(rng.randint(1, 60))] for _ in range(3)]
@@ -194,7 +213,7 @@ def test_a_prefix_is_computed_once() -> None:
 
 def test_one_long_prompt_holds_nobody_up() -> None:
     """Those that generate get a token in each step while a long prompt is computed in pieces of the budget."""
-    machine = Machine(3, n_batch=64, budget=lambda n, _: 4 if n else 64)
+    machine = Machine(3, n_batch=64, budget=lambda n, *_: 4 if n else 64)
     quick = [machine.add([5 + i, 6], max_tokens=20) for i in range(2)]
     machine.step()
     long = machine.add([9] * 60)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from time import perf_counter_ns
 from typing import TYPE_CHECKING, Any
@@ -12,7 +12,7 @@ from ._capi import ffi, lib
 from ._check import text_of
 from .batch import Batch
 from .chain import SamplerChain
-from .errors import GrammarError, SamplerError
+from .errors import ClosedError, GrammarError, SamplerError
 from .fast_sampling import FastSampler
 
 if TYPE_CHECKING:
@@ -99,6 +99,13 @@ class Step:
         self._seq_ids: list[int] = []
         self._rows: list[int] = []
         self._samplers: list[FastSampler | SamplerChain | None] = []
+        self._pads: list[int] = []
+
+    def pad(self, seq_id: int, pos: int) -> None:
+        """Append a row that nobody asked for, behind all that a sequence has: it is computed, and forgotten in ``run``."""
+        self._pads.append(len(self._tokens))
+        self._rows.append(len(self._tokens))
+        self.add((0,), pos, seq_id)
 
     def add(self, tokens: Sequence[int], pos: int, seq_id: int) -> None:
         """Append tokens of one sequence, at ``pos`` and on."""
@@ -155,6 +162,8 @@ class Step:
         c = self._c
         c.n_groups, c.n_steps, c.n_done, c.decode_ns = len(self._samplers), n_steps, 0, 0
         c.until_ns = perf_counter_ns() + int(seconds * 1e9)
+        pads = ffi.new("int32_t[]", self._pads)
+        c.pads, c.n_pads = pads, len(pads)
         self._batch._fill(self._tokens, self._positions, self._seq_ids, self._rows)
         with ExitStack() as stack:
             for index, sampler in enumerate(self._samplers):
@@ -162,6 +171,9 @@ class Step:
                     self._groups[index].chain = stack.enter_context(sampler._handle)
             try:
                 self._context._decode(self._batch, self._native)
+            except BaseException:
+                self._forget_pads()
+                raise
             finally:
                 self.n_done, self.decode_seconds = c.n_done, c.decode_ns * 1e-9
         results = self.results()
@@ -172,6 +184,12 @@ class Step:
                 if results[index].error is None:
                     results[index].force(sampler, self._groups[index].room - len(results[index].tokens))
         return results
+
+    def _forget_pads(self) -> None:
+        """Forget what rows that nobody asked for may have left, after a decode that failed."""
+        with suppress(ClosedError):
+            for row in self._pads:
+                self._context.memory.remove(self._seq_ids[row], self._positions[row])
 
     def _native(self, ctx: Any, _: Any) -> int:
         code = int(lib.og_run_step(ctx, self._batch._c, self._c))

@@ -90,6 +90,8 @@ typedef struct og_step {
     og_group * groups;
     int32_t n_steps;                  // most steps; more than one only where every row is a group of its own
     int64_t until_ns;                 // no step begins after that, by the clock of time.perf_counter_ns()
+    int32_t n_pads;
+    const int32_t * pads;             // rows that nobody asked for: memory forgets them after each step
     int32_t attention;                // set to 1 by any thread: begin no further step
     int32_t width;                    // most tokens of a group
     llama_token * tokens;             // out, [n_groups][width]

@@ -18,6 +18,8 @@ typedef struct og_step {
     og_group * groups;
     int32_t n_steps;
     int64_t until_ns;
+    int32_t n_pads;
+    const int32_t * pads;
     int32_t attention;
     int32_t width;
     llama_token * tokens;
@@ -115,6 +117,10 @@ struct Stepper {
                 return code;
             }
             llama_synchronize(ctx);
+            for (int32_t i = 0; i < step.n_pads; i++) {
+                const int32_t row = step.pads[i];
+                llama_memory_seq_rm(llama_get_memory(ctx), batch.seq_id[row][0], batch.pos[row], -1);
+            }
             const int64_t decoded = now_ns();
             step.decode_ns += decoded - begin;
             bool all = step.n_groups > 0;

@@ -140,7 +140,7 @@ class Engine:
             n_ctx_seq=self.n_ctx_seq, eog=self.model.vocab.eog_tokens(), max_queue=max_queue,
             n_guessed=N_GUESSED if guesses else 0, drafting=self._drafting, trim=runner.trim,
             shelf_bytes=cache_bytes, disk_bytes=0 if cache_dir is None else cache_dir_bytes, n_cells=runner.n_cells,
-            stream_interval=stream_interval, when_quiet=partial(prepare, self.model.vocab),
+            pad_limit=runner.pad_limit, stream_interval=stream_interval, when_quiet=partial(prepare, self.model.vocab),
         )  # fmt: skip
         self._loop.start()
         self._finalizer = weakref.finalize(self, _finalize, self._loop, self._own)

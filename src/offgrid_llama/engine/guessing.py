@@ -45,10 +45,14 @@ class Costs:
     """Learns how long steps without prompts take, by how many generate and how many tokens are guessed.
 
     A row that is guessed is not like one more that generates: llama.cpp computes what one sequence has more than the others
-    apart from them.
+    apart from them, unless they share their cells.
+
+    Args:
+        apart: whether they do not.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, apart: bool = True) -> None:
+        self._apart = apart
         self._plain: dict[int, float] = {}  # seconds by how many generate, without guesses
         self._more: dict[tuple[int, int], float] = {}  # seconds more with so many guesses
         self._when: dict[tuple[int, int], int] = {}
@@ -69,14 +73,30 @@ class Costs:
     def slowdown(self, n_generating: int, n_guessed: int) -> float:
         """Return how many times as long a step takes with so many guesses: as it was seen lately, or as it may be.
 
-        What was not seen goes by what is nearest to it; where nothing was, it is worth a try.
+        What was not seen goes by what is nearest to it. Where nothing was, what is computed apart takes as long as a step
+        for as many that generate.
         """
-        plain = self._plain.get(n_generating)
+        nearest = min(self._plain, key=lambda n: abs(n - n_generating), default=None)
         lately = [key for key in self._more if self._n - self._when[key] <= FORGOTTEN]
-        if plain is None or not lately:
+        if nearest is None:
             return 1 + 0.5 * n_guessed / n_generating
+        plain = self._plain[nearest]
+        if not lately:
+            apart = self._apart and n_generating > 1
+            return 1 + (self._rows(n_guessed) / plain if apart else 0.5 * n_guessed / n_generating)
         near = min(lately, key=lambda key: (abs(key[0] - n_generating), abs(key[1] - n_guessed)))
         return 1 + self._more[near] / plain * n_guessed / near[1]
+
+    def _rows(self, n: int) -> float:
+        """Return how long a step takes in which so many generate, by what fewer and more have taken."""
+        fewer = max((seen for seen in self._plain if seen <= n), default=None)
+        more = min((seen for seen in self._plain if seen >= n), default=None)
+        if fewer is None or more is None:
+            if fewer is None:
+                return self._plain[min(self._plain)]
+            return float(self._plain[fewer] * (n / fewer) ** 0.5)  # between what memory and what arithmetic takes
+        share = (n - fewer) / (more - fewer) if more > fewer else 0.0
+        return self._plain[fewer] + share * (self._plain[more] - self._plain[fewer])
 
     def seconds(self, n_generating: int) -> float | None:
         """Return how long a step without guesses takes in which so many generate; None where none was seen."""

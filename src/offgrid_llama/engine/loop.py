@@ -16,6 +16,7 @@ from ..errors import Aborted, ClosedError, DecodeError, NativeError, QueueFullEr
 from .completion import Answer, Events, Piece, wake
 from .guessing import Costs, Drafting
 from .pace import Pace
+from .padding import Padding
 from .request import FinishReason, Request
 from .scheduler import Plan, Scheduler
 from .shelf import Shelf
@@ -119,6 +120,7 @@ class Loop:
         trim: what its memory can forget.
         shelf_bytes: room for what has to leave it. disk_bytes: the same, on disk.
         n_cells: how many positions its sequences share; None where each has its own.
+        pad_limit: a sequence with so many tokens takes no padding; 0 is none does.
         stream_interval: seconds within which no further piece is given to those who read along.
         when_quiet: called once, when for a while there was nothing to do; it does not take long.
     """
@@ -139,6 +141,7 @@ class Loop:
         shelf_bytes: int = 0,
         disk_bytes: int = 0,
         n_cells: int | None = None,
+        pad_limit: int = 0,
         stream_interval: float = 0.0,
         when_quiet: Callable[[], object] | None = None,
     ) -> None:
@@ -147,11 +150,12 @@ class Loop:
         self._shelf = Shelf(shelf_bytes, disk_bytes)
         self._slots = Slots(n_seq_max, trim=trim, shelf=self._shelf, n_cells=n_cells)
         self._pace = Pace(n_batch)
-        self._costs = Costs()
+        self._costs = Costs(apart=n_cells is None)
         self._drafting = drafting
+        self._padding = Padding(pad_limit) if pad_limit else None
         self._scheduler = Scheduler(
             self._slots, n_batch=n_batch, n_ctx_seq=n_ctx_seq, eog=eog, prompt_budget=self._pace.prompt_budget,
-            costs=self._costs, drafting=drafting, n_guessed=n_guessed,
+            costs=self._costs, drafting=drafting, padding=self._padding, n_guessed=n_guessed,
         )  # fmt: skip
         self._max_queue = max_queue
         self._inbox: SimpleQueue[tuple[str, Sequence[Request]]] = SimpleQueue()
@@ -327,6 +331,8 @@ class Loop:
         n_guessed = plan.n_guessed + sum(runner.drafted.values()) - sum(runner.dropped.values())
         if not n_guessed:
             self._pace.observe(plan.n_generating, plan.n_prompt, runner.seconds)
+            if not plan.n_prompt and self._padding is not None:
+                self._padding.observe(plan.n_generating + len(plan.pads), runner.seconds)
         if not plan.n_prompt:
             self._costs.observe(plan.n_generating, n_guessed, runner.seconds)
         if runner.draft_seconds is not None and self._drafting is not None:

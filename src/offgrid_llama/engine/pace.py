@@ -8,6 +8,10 @@ SLOWDOWN = 2.5
 """A step with prompts may take so many times as long as one without, in which the same number of requests generate; longer
 where more wait for their prompts than generate, as all of them wait."""
 
+SHORT = 0.1
+"""Seconds that prompts may take in any case, where that ends all of them: so short a wait is hardly seen, and in pieces they
+take longer. Again longer where more wait than generate."""
+
 FIRST = 16
 """Tokens of prompts in a step, as long as nothing is known of what they cost."""
 
@@ -46,17 +50,24 @@ class Pace:
         token = max(seconds - plain, 0.05 * seconds) / n_prompt
         self._token = token if self._token is None else 0.5 * self._token + 0.5 * token
 
-    def prompt_budget(self, n_generating: int, n_prompts: int) -> int:
-        """Return how many tokens of so many prompts the next step may have; 0 where one without is to be measured first."""
+    def prompt_budget(self, n_generating: int, n_prompts: int, n_tokens: int) -> int:
+        """Return how many tokens of prompts the next step may have; 0 where one without is to be measured first.
+
+        Args:
+            n_generating: how many requests generate.
+            n_prompts, n_tokens: how many prompts are to be computed, and how many tokens they have left together.
+        """
         if not n_generating:
             return self._n_batch
+        waiting = max(1.0, n_prompts / n_generating)
+        if self._token is not None and n_tokens * self._token <= SHORT * waiting:
+            return n_tokens
         plain = self._plain(n_generating)
         if plain is None or self._since.get(n_generating, 0) >= AGAIN:
             return 0
         if self._token is None:
             return FIRST
-        slowdown = (SLOWDOWN - 1) * max(1.0, n_prompts / n_generating)
-        return max(1, int(slowdown * plain / self._token))
+        return max(1, int((SLOWDOWN - 1) * waiting * plain / self._token))
 
     def _plain(self, n_generating: int) -> float | None:
         """Return how long a step without prompts takes in which so many generate, or nearly as many; None is not known."""

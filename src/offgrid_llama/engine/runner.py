@@ -74,6 +74,7 @@ class Runner:
     Attributes:
         trim: what memory can forget.
         n_cells: how many positions the sequences share; None where each has its own.
+        pad_limit: a sequence with so many tokens takes no padding, which is computed for nobody; 0 is none does.
         saved: the keys and bytes of what the last step has put on the shelf; None is what is not there.
         drafted: how many tokens the draft model has guessed in the last step, by request. draft_seconds: how long it has
             taken for each of them, where that is known.
@@ -108,6 +109,9 @@ class Runner:
         self.trim = Trim.NOTHING if whole else Trim.COMPUTED if model.n_swa else Trim.ANY
         shares = self.context.params.kv_unified and not model.is_recurrent
         self.n_cells = self.context.n_ctx if shares else None
+        # For a token more of a sequence that is longer than the window, llama.cpp lets go of one that is out of it.
+        n_ctx_seq = self.context.n_ctx_seq
+        self.pad_limit = 0 if whole or shares else min(n_ctx_seq, model.n_swa or n_ctx_seq)
         self._own_cells_here = self.trim is Trim.ANY and not shares and not model.params.n_gpu_layers
         self._step = Step(self.context, n_groups=n_seq_max)
         self._drafter: Drafter | None = None
@@ -143,18 +147,19 @@ class Runner:
         """
         step = self._step
         self.saved = []
+        self.dropped = {}
+        self._requests = []
+        step.clear()
         # All of them are done, also where one fails: the slots go by that.
         failures = [failure for operation in plan.operations if (failure := self._operate(operation)) is not None]
         if failures:
-            step.clear()
-            self._requests = []
             raise failures[0]
         drafts = self._draft(plan)
-        step.clear()
-        self.dropped = {}
-        self._requests = []
         processed: dict[Request, tuple[int, int]] = {}  # with their rows, and their room
+        pads = sorted(plan.pads, reverse=True)
         for rows in plan.rows:
+            while pads and pads[-1][0] < rows.seq:  # they are to follow each other
+                step.pad(*pads.pop())
             request, tokens, n_guessed = rows.request, rows.tokens, rows.n_guessed
             if n_guessed and request.guided:
                 sure = len(tokens) - n_guessed
@@ -173,6 +178,8 @@ class Runner:
                 self._requests.append(request)
                 if by_hand:
                     processed[request] = row, rows.room
+        while pads:
+            step.pad(*pads.pop())
         alike = plan.n_generating == len(plan.rows) and not plan.n_guessed and not drafts
         if alike and self._gil_seconds > CONTENDED and not any(_is_watched(request) for request in self._requests):
             n_steps, seconds = step.width, TOGETHER

@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 from .guessing import Costs, Drafting
 from .operations import Forget, Keep, Operation, Spill
+from .padding import Padding
 from .request import FinishReason, Request
 from .slots import Slots, Taken, Wait
 
@@ -55,6 +56,7 @@ class Plan(NamedTuple):
         n_prompt: how many tokens of prompts there are.
         n_draft: how many tokens are to be guessed for each of the rows that say so.
         steady: whether the next steps will be like this one: all generate, and nobody has anything to guess from.
+        pads: sequences that nobody has, and their ends, where a token is computed and forgotten, for the step to be full.
     """
 
     operations: list[Operation]
@@ -65,6 +67,7 @@ class Plan(NamedTuple):
     n_prompt: int
     n_draft: int = 0
     steady: bool = False
+    pads: Sequence[tuple[int, int]] = ()
 
 
 class _Run:
@@ -94,9 +97,10 @@ class Scheduler:
         eog: the tokens that end the text.
         costs: what rows cost, for guesses.
         drafting: how much a draft model is to guess; None where there is none.
+        padding: how many rows to add to a step; None is none.
         n_guessed: most tokens that are guessed in a step.
         prompt_budget: most tokens of prompts in a step in which so many requests generate, and so many have a prompt to
-            compute; not 0 where none generates.
+            compute, of so many tokens together; not 0 where none generates.
     """
 
     def __init__(
@@ -106,18 +110,20 @@ class Scheduler:
         n_batch: int,
         n_ctx_seq: int,
         eog: Collection[int],
-        prompt_budget: Callable[[int, int], int] | None = None,
+        prompt_budget: Callable[[int, int, int], int] | None = None,
         costs: Costs | None = None,
         drafting: Drafting | None = None,
+        padding: Padding | None = None,
         n_guessed: int = 0,
     ) -> None:
         self._slots = slots
         self._n_batch = n_batch
         self._n_ctx_seq = n_ctx_seq
         self._eog = frozenset(eog)
-        self._prompt_budget = prompt_budget or (lambda n_generating, n_prompts: n_batch)
+        self._prompt_budget = prompt_budget or (lambda n_generating, n_prompts, n_tokens: n_batch)
         self._costs = costs or Costs()
         self._drafting = drafting
+        self._padding = padding
         self._n_guessed = n_guessed
         self._waiting: list[tuple[int, int, Request]] = []  # a heap
         self._n_waiting = 0
@@ -190,7 +196,7 @@ class Scheduler:
             n_guessed = self._guess(rows, n_more)
             n_draft = self._draft(rows, n_guessed, n_more) if self._drafting is not None else 0
         if prompts:
-            budget = self._prompt_budget(n_generating, len(prompts))
+            budget = self._prompt_budget(n_generating, len(prompts), sum(len(run.todo) for run in prompts))
             rows += self._share(prompts, min(self._n_batch - n_generating - n_more, budget))
             n_prompt = sum(len(row.tokens) for row in rows) - n_generating - n_more
             # llama.cpp computes sequences together where their ids follow each other.
@@ -199,7 +205,11 @@ class Scheduler:
             self._operations = operations
             return None
         steady = not prompts and not n_more and not self._suspects and all(self._is_steady(row.request) for row in rows)
-        self._plan = Plan(operations, rows, admitted, n_generating, n_guessed + n_more, n_prompt, n_draft, steady)
+        pads: Sequence[tuple[int, int]] = ()
+        if self._padding is not None and not (prompts or n_guessed or n_more or n_draft or self._suspects):
+            n_pads = self._padding.n_pads(n_generating)
+            pads = slots.unused(n_pads, self._padding.limit) if n_pads else ()
+        self._plan = Plan(operations, rows, admitted, n_generating, n_guessed + n_more, n_prompt, n_draft, steady, pads)
         return self._plan
 
     def apply(

@@ -330,6 +330,16 @@ class Slots:
             self._cells.cut(target, shared)
         self._cells.add(target, min(n, self._cells.n) - shared)
 
+    def unused(self, n: int, limit: int) -> list[tuple[int, int]]:
+        """Return so many slots that no request has, of less than ``limit`` tokens, and how many; none where there are fewer.
+
+        Those between slots in use come first, and then those beside them: llama.cpp computes what is in a row together.
+        """
+        first, last = min(self._running, default=0), max(self._running, default=0)
+        some = [seq for seq in (*self._free, *self._idle) if self._n_computed[seq] < limit]
+        some.sort(key=lambda seq: (max(first - seq, seq - last, 0), seq))
+        return [(seq, self._n_computed[seq]) for seq in some[:n]] if len(some) >= n else []
+
     def _n_beside(self, seq: int) -> int:
         if self._cells is not None:
             return 0
