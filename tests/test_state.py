@@ -70,6 +70,34 @@ def test_a_sequence_goes_on_under_any_id(to: int, unified: bool, tiny: og.Model,
         np.testing.assert_allclose(decode(second, [5], 2, 1), expected, rtol=0, atol=CLOSE)
 
 
+def test_a_copy_through_host_memory(tiny: og.Model, weights: Weights, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A sequence has what another one holds, and nothing of its own; where that fails it is empty."""
+    with open_context(tiny) as context:
+        decode(context, TOKENS, 0, 0)
+        decode(context, [9] * 30, 0, 1)
+        module.copy_sequence(context, 0, 1)
+        expected = Twin(weights).sequence([*TOKENS, 5])[-1:]
+        for seq in (0, 1):
+            assert context.memory.positions(seq) == range(16)
+            np.testing.assert_allclose(decode(context, [5], 16, seq), expected, rtol=0, atol=CLOSE)
+        context.memory.copy(0, 2)
+        for source, target in ((2, 1), (1, 2)):
+            with pytest.raises(og.StateError, match="next decode"):
+                module.copy_sequence(context, source, target)
+        decode(context, [5], 17, 0)
+
+        def some(count: int, size: int, calls: list[int] = []) -> None:  # noqa: B006
+            calls.append(count)
+            if len(calls) == 3:
+                raise og.StateError("no room")
+
+        monkeypatch.setattr(module, "_written", some)
+        with pytest.raises(og.StateError, match="no room"):
+            module.copy_sequence(context, 0, 1)
+        assert context.memory.positions(1) == range(0)
+        assert context.memory.positions(0) == range(18)
+
+
 def test_a_real_model_goes_on(smollm2: og.Model) -> None:
     """The text after a load is the text that would have come."""
     tokens = smollm2.vocab.tokenize("The capital of France is")

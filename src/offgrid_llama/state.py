@@ -46,6 +46,7 @@ _MAGIC = b"OGSTATE\x01"
 _LENGTH = struct.Struct("<I")
 _DIGEST_BYTES = 32
 _CHUNK = 1024 * 1024
+_uncleared = ffi.new_allocator(should_clear_after_alloc=False)
 
 
 class State:
@@ -172,6 +173,26 @@ def load(context: Context, state: State, seq_id: int | None) -> None:
                 lib.llama_memory_clear(context.memory._ptr, True)
             else:
                 lib.llama_memory_seq_rm(context.memory._ptr, seq_id, -1, -1)
+            raise
+
+
+def copy_sequence(context: Context, source: int, target: int) -> None:
+    """Let a sequence have what another one holds, through host memory: the engine's, which keeps nothing of it.
+
+    Raises StateError as ``save`` and ``load`` do; ``target`` is empty then, or as it was.
+    """
+    with context._handle as ptr:
+        context.memory._refuse_moving(TURNING | COPYING, source)
+        context.memory._refuse_moving(COPYING, target, writing=True)
+        size = lib.llama_state_seq_get_size(ptr, source)
+        _written(size, size)
+        data = _uncleared("uint8_t[]", size)
+        _written(lib.llama_state_seq_get_data(ptr, data, size, source), size)
+        lib.llama_memory_seq_rm(context.memory._ptr, target, -1, -1)  # it would keep what it had for an empty state
+        try:
+            _written(lib.llama_state_seq_set_data(ptr, data, size, target), size)
+        except StateError:
+            lib.llama_memory_seq_rm(context.memory._ptr, target, -1, -1)
             raise
 
 

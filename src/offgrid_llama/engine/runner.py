@@ -270,8 +270,10 @@ class Runner:
         # Of sequences with cells of their own llama.cpp copies all cells, whether there is anything in them or not: on a
         # GPU that is nothing; here it is several milliseconds, with large models tenths of a second.
         if self._own_cells_here and 2 * self.context.memory.positions(source).stop < self.context.n_ctx_seq:
+            from ..state import copy_sequence
+
             with suppress(StateError, MemoryError):
-                self.context.load_state(self.context.save_state(source), target)
+                copy_sequence(self.context, source, target)
                 return
         self.context.memory.copy(source, target)
 
