@@ -379,6 +379,28 @@ def test_pieces_that_come_together(letters: og.Model) -> None:
             make(letters, stream_interval=wrong)
 
 
+def test_a_piece_that_is_held(letters: og.Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tokens wait for the next piece, no longer than the interval, nor for a step with prompts, nor beyond the end."""
+    monkeypatch.setattr("offgrid_llama.engine.loop.UNSEEN", 1)
+    engine = driven(letters, stream_interval=1.0)
+    long = engine.submit([9] * 20, max_tokens=50, sampling=ENDLESS, lookup=False)
+    turns(engine, 6)
+    assert (len(long.text), len(long.tokens)) == (1, 6)
+    other = engine.submit([8] * 20, max_tokens=2, sampling=ENDLESS)
+    turns(engine, 1)
+    assert (len(long.text), len(long.tokens)) == (6, 7)
+    long.answers[0].told -= 2
+    turns(engine, 1)
+    assert (len(long.text), len(long.tokens)) == (8, 8)
+    assert other.done
+    assert len(other.text) == 2
+    turns(engine, 2)
+    long.cancel()
+    turns(engine)
+    assert len(long.text) == len(long.tokens) == 10
+    engine._loop._stop()
+
+
 def test_what_can_wait_is_done_when_nothing_else_is(letters: og.Model, monkeypatch: pytest.MonkeyPatch) -> None:
     """The engine's thread sees to it once, after a while without a request, and not before one that is there."""
     loop = driven(letters)._loop

@@ -70,6 +70,8 @@ class Answer:
     first_token: float | None = field(default=None, repr=False)
     finished: float | None = field(default=None, repr=False)
     n_told: int = field(default=0, repr=False)  # tokens that a piece has had
+    told: float = field(default=0.0, repr=False)  # when the last piece was given out
+    held: str = field(default="", repr=False)  # text that comes with the next one
 
     @property
     def tokens(self) -> list[int]:

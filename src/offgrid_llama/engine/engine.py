@@ -77,7 +77,7 @@ class Engine:
         cache_dir_bytes: most bytes to put there.
         stream_interval: seconds within which a stream gets no further piece: steps that begin within it are made in one
             call, and what they give comes together. The first token of an answer never waits. 0 is a piece for each step; a
-            hundredth of a second, which no reader notices, saves small models a good part of what is around the steps.
+            thirtieth of a second, which few readers notice, saves small models a good part of what is around the steps.
         on_step: called in the engine's thread in each step, before tokens are sampled, with the StepView of all of them:
             whose they are, and their logits as one writable array. What it raises is logged, and harms no request.
         context: further arguments of Context, such as ``n_threads``, ``type_k`` or ``flash_attn_type``.

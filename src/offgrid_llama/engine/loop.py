@@ -304,6 +304,8 @@ class Loop:
             return False
         if plan.admitted:
             self._begin(plan.admitted)
+        if plan.n_prompt:
+            self._release(plan)
         try:
             if not any(rows.request.answer.events.streaming for rows in plan.rows):
                 sampled = runner.run(plan, UNSEEN)
@@ -408,6 +410,8 @@ class Loop:
                 answer.logprobs += each.logprobs[:n]
             if request.finish_reason is not None:
                 self._end_answer(request, text)
+            elif text and answer.n_told and now - answer.told < self._stream_interval:
+                answer.held += text
             elif text:
                 self._tell(answer, text)
         for request, each in sampled.items():
@@ -439,8 +443,17 @@ class Loop:
         answer.events.n_unfinished -= 1
         self._woken[answer.events] = None
 
+    def _release(self, plan: Plan) -> None:
+        """Give out what was held for the next piece, before a step that may take long."""
+        for rows in plan.rows:
+            if rows.request.answer.held:
+                self._tell(rows.request.answer, "")
+        self._flush()
+
     def _tell(self, answer: Answer, text: str) -> None:
         begin, answer.n_told = answer.n_told, len(answer.request.tokens)
+        text, answer.held = answer.held + text, ""
+        answer.told = perf_counter()
         answer.text += text
         events: Events = answer.events
         # Tuples of numbers cost the garbage collector nothing.

@@ -14,8 +14,8 @@ from .settings import ModelSettings, Settings
 
 __all__ = ["launch_first", "model_created", "worker_spec"]
 
-STREAM_INTERVAL = 1 / 60
-"""Seconds within which a stream gets no second event: no screen shows more, and each takes time from the model's cores."""
+STREAM_INTERVAL = 1 / 30
+"""Seconds within which a stream gets no second event: few see more, and each takes time from the model's cores."""
 
 
 def worker_spec(settings: ModelSettings, max_queue: int) -> dict[str, Any]:
