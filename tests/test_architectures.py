@@ -112,7 +112,7 @@ def test_the_size_of_the_cache(model: og.Model, monkeypatch: pytest.MonkeyPatch)
     layers = {"llama": 2, "falcon-h1": 2, "mamba": 0}.get(architecture(model).name, 1)
     needed = layers * 2 * HEAD * 2 * 4096  # keys and values of one head in f16
     there = SimpleNamespace(memory_total=needed)
-    monkeypatch.setattr("offgrid_llama.context.devices", lambda: [there])
+    monkeypatch.setattr("offgrid_llama.feasibility.devices", lambda: [there])
     og.Context(model, n_ctx=4096, n_threads=1).close()
     there.memory_total -= 1
     if layers:
