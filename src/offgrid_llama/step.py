@@ -162,8 +162,8 @@ class Step:
         c = self._c
         c.n_groups, c.n_steps, c.n_done, c.decode_ns = len(self._samplers), n_steps, 0, 0
         c.until_ns = perf_counter_ns() + int(seconds * 1e9)
-        pads = ffi.new("int32_t[]", self._pads)
-        c.pads, c.n_pads = pads, len(pads)
+        pads = ffi.new("int32_t[]", self._pads) if self._pads else ffi.NULL
+        c.pads, c.n_pads = pads, len(self._pads)
         self._batch._fill(self._tokens, self._positions, self._seq_ids, self._rows)
         with ExitStack() as stack:
             for index, sampler in enumerate(self._samplers):

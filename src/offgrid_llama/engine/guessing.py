@@ -91,9 +91,9 @@ class Costs:
         """Return how long a step takes in which so many generate, by what fewer and more have taken."""
         fewer = max((seen for seen in self._plain if seen <= n), default=None)
         more = min((seen for seen in self._plain if seen >= n), default=None)
-        if fewer is None or more is None:
-            if fewer is None:
-                return self._plain[min(self._plain)]
+        if fewer is None:
+            return self._plain[min(self._plain)]
+        if more is None:
             return float(self._plain[fewer] * (n / fewer) ** 0.5)  # between what memory and what arithmetic takes
         share = (n - fewer) / (more - fewer) if more > fewer else 0.0
         return self._plain[fewer] + share * (self._plain[more] - self._plain[fewer])
