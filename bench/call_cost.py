@@ -1,4 +1,4 @@
-"""What one bound call costs: the raw function through cffi in API mode, guard included, and through ctypes.
+"""The cost of one bound call: the raw function through cffi in API mode, guard included, and through ctypes.
 
     python bench/call_cost.py [--rounds 21] [--model NAME[=FILE]] [--no-write]
 

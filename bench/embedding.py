@@ -84,7 +84,7 @@ def main() -> None:
     name, _, file = (args.model or "").partition("=")
     if not file:
         sys.path.append(str(ROOT / "tests"))
-        name, file = "all-MiniLM-L6-v2.F16", str(importlib.import_module("minilm").path())
+        name, file = "all-MiniLM-L6-v2.F16", str(importlib.import_module("helpers.minilm").path())
     peers = Peers(args.peers.resolve())
     peers.check()
     env = peers.environment()

@@ -19,8 +19,8 @@ All sides run the same libllama. Every sample is a fresh process that loads the 
 - busy: tokens a second of 1 and 8 streams beside a Python thread that computes without pause, to those beside a process.
   This, lookup and draft compare the engine with itself: five pairs by turns in each process, of which it takes the median.
 - long_prompt: seven streams while a prompt of 4,000 tokens comes in: the median time between their tokens, to that before.
-- lookup: tokens a second of one stream with prompt lookup, to those without: on a text that is to be repeated, where it is
-  also compared with what llama-batched-bench decodes at as many sequences as a guess has rows over what it decodes at one;
+- lookup: tokens a second of one stream with prompt lookup, to those without: on a text that the model repeats, where it
+  is also compared with llama-batched-bench: its speed with as many sequences as a guess has rows, over its speed with one;
   and on a story.
 - draft: tokens a second of one stream with a draft model, to those without: of a made up llama of 24 layers, all but the
   first of which add nothing, drafted by that first one; and of the model by itself, which cannot pay, nor is it to cost.
@@ -52,7 +52,7 @@ from datetime import datetime, timezone
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 import harness
 from harness import MODELS
@@ -276,7 +276,7 @@ def deep_and_first(folder: Path) -> tuple[Path, Path]:
     import numpy as np
 
     sys.path.append(str(harness.ROOT / "tests"))
-    from twin import LETTERS, N_VOCAB, tiny_llama, write_gguf
+    from helpers.twin import LETTERS, N_VOCAB, tiny_llama, write_gguf
 
     n_embd, n_ff, n_head = 512, 1408, 8
     paths = []
@@ -316,7 +316,7 @@ def draft(file: str, threads: int, what: str) -> dict[str, float]:
 
     with tempfile.TemporaryDirectory() as folder:
         model, small = deep_and_first(Path(folder)) if what == "deep" else (file, file)
-        with og.Engine(model, draft=small, n_seq_max=1, n_ctx=2048, n_threads=threads) as engine:
+        with og.Engine(model, draft_model=small, n_seq_max=1, n_ctx=2048, n_threads=threads) as engine:
             options: dict[str, Any] = {"sampling": endless(engine.model), "lookup": False}
             prompt = made_up(3, 20) if what != "deep" else list(range(10, 30))
 
@@ -336,20 +336,24 @@ def overhead() -> dict[str, float]:
     """Return what the engine's Python takes for each token, and for a look-up."""
     from offgrid_llama.engine.completion import Answer, Events
     from offgrid_llama.engine.loop import Loop
-    from offgrid_llama.engine.prefixes import PrefixIndex
-    from offgrid_llama.engine.request import Request
-    from offgrid_llama.step import Sampled
-    from offgrid_llama.text import TextStream
+    from offgrid_llama.engine.planning.estimates import Estimates
+    from offgrid_llama.engine.planning.limits import Limits
+    from offgrid_llama.engine.planning.prefixes import PrefixIndex
+    from offgrid_llama.engine.planning.scheduler import Scheduler
+    from offgrid_llama.engine.planning.slots import Slots
+    from offgrid_llama.engine.request import EngineRequest
+    from offgrid_llama.sampling.step import Sampled
+    from offgrid_llama.sampling.token_sampler import TokenSampler
+    from offgrid_llama.text.text_stream import TextStream
 
     class Nothing:
-        seconds, n_steps, spent = 0.01, 1, 0.0
-        saved: tuple[()] = ()
-        drafted: ClassVar[dict[Any, int]] = {}
+        seconds, n_steps, n_guessed, spent = 0.01, 1, 0, 0.0
         draft_seconds = None
+        saved: tuple[()] = ()
 
         def run(self, plan: Any, _n_steps: int) -> Any:
             begin = time.perf_counter()
-            sampled = {rows.request: Sampled([7], [b" the"], []) for rows in plan.rows if rows.sample}
+            sampled = [Sampled([7], [b" the"], []) if rows.sample else None for rows in plan.rows]
             self.spent += time.perf_counter() - begin
             return sampled
 
@@ -357,13 +361,15 @@ def overhead() -> dict[str, float]:
         def close(self) -> None: ...
 
     def per_token(n_waiting: int, n: int = 64, n_tokens: int = 200) -> float:
-        runner = Nothing()
-        loop = Loop("bench", runner, n_seq_max=n, n_batch=512, n_ctx_seq=4096, eog=[2], max_queue=20_000)  # type: ignore[arg-type]
+        runner, sampler = Nothing(), TokenSampler()
+        limits = Limits(n, n_batch=512, n_ctx_seq=4096, eog=frozenset([2]))
+        scheduler: Scheduler[EngineRequest] = Scheduler(limits, Slots(limits), Estimates.of(limits))
+        loop = Loop("bench", runner, scheduler, max_queue=20_000)  # type: ignore[arg-type]
 
         def submit(prompt: list[int], max_tokens: int) -> Events:
             events = Events(len(prompt), 0.0)
-            request = Request(prompt, max_tokens, 0, runner)
-            request.answer = Answer(0, 1, request, TextStream("</s>"), events)
+            request = EngineRequest(prompt, max_tokens, sampler=sampler, stream=TextStream("</s>"), events=events)
+            request.answer = Answer(0, 1, request)
             events.answers.append(request.answer)
             events.n_unfinished = 1
             loop.submit([request])
@@ -373,10 +379,10 @@ def overhead() -> dict[str, float]:
         for _ in range(n_waiting):
             submit([9] * 20, 1)
         while not all(events.pieces for events in running):
-            loop._turn()
+            loop.turn()
         runner.spent, begin = 0.0, time.perf_counter()
         for _ in range(n_tokens):
-            loop._turn()
+            loop.turn()
         return (time.perf_counter() - begin - runner.spent) / (n_tokens * n) * 1e6
 
     def look_up(n_texts: int) -> float:
@@ -450,7 +456,7 @@ class Sides:
 
     @contextmanager
     def server(self, file: Path, n_ctx: int) -> Iterator[str]:
-        """Run llama-server with 8 slots of so many tokens, and give its address once it answers."""
+        """Run llama-server with 8 slots of ``n_ctx`` tokens each, and give its address once it answers."""
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
@@ -534,7 +540,7 @@ def stream_from(url: str, prompt: list[int], n_predict: int) -> Iterator[float]:
 
 @dataclass(frozen=True)
 class Figure:
-    """Two sides to compare, or one that gives a ratio by itself, and what the ratio is to be."""
+    """Two sides to compare, or one that gives a ratio by itself, and the bound of the ratio."""
 
     section: str
     name: str

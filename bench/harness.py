@@ -1,4 +1,4 @@
-"""What all benchmarks share: fresh processes in turn, medians, the machine's description, and the report files."""
+"""The parts that all benchmarks share: fresh processes in turn, medians, the machine's description, and the report files."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import statistics
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -48,7 +49,7 @@ def in_turn(
     """Take one sample of each side in each round; return the samples, and how quiet the machine was.
 
     Each round starts with the next side. A round in which other processes took more than `DISTURBED` of the machine is
-    taken again, whatever its samples say, up to `patience` times the number of rounds.
+    taken again, without a look at its samples, up to `patience` times the number of rounds.
     """
     samples: dict[str, list[_T]] = {side: [] for side in sides}
     shares: list[float] = []
@@ -78,9 +79,24 @@ def _busy_seconds() -> float:
 
 
 def _own_seconds() -> float:
-    """Return the CPU seconds of this process and of its children that have ended."""
+    """Return the CPU seconds of this process, of its children that have ended, and of all below it that run."""
     used = os.times()
-    return used.user + used.system + used.children_user + used.children_system
+    return used.user + used.system + used.children_user + used.children_system + _descendants_seconds()
+
+
+def _descendants_seconds() -> float:
+    """Return the CPU seconds of the processes below this one that run, and of their children that have ended."""
+    parents: dict[int, int] = {}
+    ticks: dict[int, int] = {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):
+            fields = stat.read_text(encoding="utf-8", errors="replace").rpartition(") ")[2].split()
+            parents[int(stat.parent.name)] = int(fields[1])
+            ticks[int(stat.parent.name)] = sum(map(int, fields[11:15]))
+    below = {os.getpid()}
+    while more := {pid for pid, parent in parents.items() if parent in below} - below:
+        below |= more
+    return sum(ticks[pid] for pid in below - {os.getpid()}) / os.sysconf("SC_CLK_TCK")
 
 
 def rotated(sides: Sequence[str], rounds: int) -> Iterator[tuple[int, str]]:

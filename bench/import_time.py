@@ -1,4 +1,4 @@
-"""What `import offgrid_llama` costs, beside `import numpy` and `import llama_cpp`, and which modules it brings along.
+"""The cost of `import offgrid_llama`, beside `import numpy` and `import llama_cpp`, and which modules it brings along.
 
     python bench/import_time.py [--rounds 15] [--no-write]
 

@@ -1,4 +1,4 @@
-"""What models and contexts take in memory, and whether it comes back.
+"""The memory that models and contexts take, and whether it comes back.
 
     python bench/memory.py [--cycles 1000] [--model NAME[=FILE]]... [--no-write]
 

@@ -43,7 +43,7 @@ def write_importance(model: Path, file: Path) -> None:
     import offgrid_llama as og
 
     sys.path.append(str(ROOT / "tests"))
-    from twin import write_gguf
+    from helpers.twin import write_gguf
 
     random = np.random.default_rng(1)
     tensors = {}

@@ -1,4 +1,4 @@
-"""What the server does when clients and workers misbehave, in numbers. It starts its own servers, on this machine.
+"""How the server behaves when clients and workers misbehave, in numbers. It starts its own servers, on this machine.
 
     python bench/reliability.py [--only disconnects|kills|overload|files|short] [--times N] [--seconds N] [--no-write]
 
@@ -40,7 +40,7 @@ import harness
 
 sys.path.append(str(harness.ROOT / "tests"))
 
-from serving import MODEL, Served, serving, wait_until
+from helpers.serving import MODEL, Served, serving, wait_until
 
 OTHER = "gemma-3-270m"
 
@@ -83,7 +83,7 @@ def disconnects(times: int, _seconds: float) -> dict[str, Any]:
                 client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
             begin = time.perf_counter()
             while served.metric("offgrid_llama_engine_running"):
-                time.sleep(0.002)  # who polls without a pause takes the model's cores
+                time.sleep(0.002)  # polling without a pause takes the model's cores
             took.append(1000 * (time.perf_counter() - begin))
             steps.append(int(served.metric("offgrid_llama_engine_generated_tokens_total") - before - n))
         begin, before = time.perf_counter(), served.metric("offgrid_llama_engine_steps_total")
@@ -215,8 +215,8 @@ def overload(_times: int, seconds: float) -> dict[str, Any]:
 
 def files(times: int, _seconds: float) -> dict[str, Any]:
     """Ask for models whose files, or those of their adapters, are damaged, of two servers at the same time."""
-    from test_adapter import write_lora
-    from twin import LETTERS, write_tiny_llama
+    from helpers.adapters import write_lora
+    from helpers.twin import LETTERS, write_tiny_llama
 
     def kind_of(case: int) -> str:
         return "models" if case // 2 % 2 else "adapters"
@@ -271,7 +271,7 @@ def files(times: int, _seconds: float) -> dict[str, Any]:
 
 def short(times: int, _seconds: float) -> dict[str, Any]:
     """Ask a tiny model very often for one token."""
-    from twin import LETTERS, write_tiny_llama
+    from helpers.twin import LETTERS, write_tiny_llama
 
     with tempfile.TemporaryDirectory() as folder:
         tiny = Path(folder) / "tiny.gguf"

@@ -5,7 +5,7 @@
 The logits are a model's, of a decoded prompt. Both sides are called through cffi, with no other Python between the samples;
 `sample()` beside them is the method that users call, of FastSampler and of SamplerChain. A round takes one sample of each
 side, the first of a round changes, and the ratios are those within a round. That both sides choose with the same
-probabilities is for tests/test_fast_sampling.py.
+probabilities is for tests/sampling/test_fast_sampler.py.
 """
 
 from __future__ import annotations
@@ -53,10 +53,10 @@ def measure(file: str, rounds: int) -> tuple[int, dict[str, dict[str, list[float
         row = len(batch) - 1
         for name, params in rules().items():
             fast = og.FastSampler(model.vocab, params)
-            with params.chain(model.vocab) as chain, chain._handle as chain_ptr, context._handle as ptr:
+            with params.chain(model.vocab) as chain, chain.handle as chain_ptr, context.handle as ptr:
                 logits = lib.llama_get_logits_ith(ptr, row)
                 raw: Mapping[str, Callable[[], Any]] = {
-                    OURS: partial(lib.og_fast_sample, fast._c, logits, len(model.vocab)),
+                    OURS: partial(lib.og_fast_sample, fast.native, logits, len(model.vocab)),
                     THEIRS: partial(lib.llama_sampler_sample, chain_ptr, ptr, row),
                 }
                 values = take(raw, rounds)

@@ -119,7 +119,7 @@ class Server:
         """Stream an answer; return when it was asked for, and when each piece came."""
         options: dict[str, Any] = {
             "model": "model", "max_tokens": n_tokens, "temperature": 0, "stream": True,
-            # An answer that ends early is a shorter one: nobody may.
+            # An answer that ends early has fewer tokens, so none may end by itself.
             "logit_bias": {str(token): -100 for token in self.ends},
         }  # fmt: skip
         if self.chat:
@@ -245,7 +245,7 @@ def main() -> None:
 
 
 def figures(n: int, samples: dict[str, list[Any]]) -> list[tuple[str, dict[str, float], float, bool]]:
-    """Return what so many clients are to show: its name, what was seen, the limit, and whether that is the most."""
+    """Return the figures of ``n`` clients: the name, what was seen, the limit, and whether that is the most."""
     clients = "1 client" if n == 1 else f"{n} clients"
     speed = _ratio(samples, "speed", LLAMA_SERVER)
     if n == 1:

@@ -1,9 +1,9 @@
-"""What a binding adds to each step of one stream: the time between two calls of llama_decode, beside the time in them.
+"""Time that a binding adds to each step of one stream: between two calls of llama_decode, beside the time in them.
 
     python bench/step_cost.py [--rounds 5] [--threads N] [--model NAME[=FILE]]... [--no-write]
 
 `single_stream.py` compares whole runs, whose samples scatter by a tenth on a machine with neighbours. Here llama_decode,
-which is the same function of the same library for all, is timed apart from what is around it. What is around it is
+which is the same function of the same library for all, is timed apart from the code around it. That code is
 measured in the real loop, between two decodes that push everything else out of the caches; in a loop of its own the
 same Python takes a tenth of that.
 
@@ -50,9 +50,9 @@ def child(side: str, test: str, file: str, threads: int) -> dict[str, float]:
         return call
 
     if side == OURS:
-        context: Any = importlib.import_module("offgrid_llama.context").Context
-        compute, function = context._compute, timed(importlib.import_module("offgrid_llama._capi").lib.llama_decode)
-        context._compute = lambda self, batch, _, name, whole: compute(self, batch, function, name, whole)
+        context: Any = importlib.import_module("offgrid_llama.context.context").Context
+        decode = timed(importlib.import_module("offgrid_llama._capi").lib.llama_decode)
+        context.decode = lambda self, batch: self.decode_with(batch, decode)
         run = single_stream.child_ours(test, file, threads)
     else:
         llama_cpp: Any = importlib.import_module("llama_cpp")

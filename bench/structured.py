@@ -112,7 +112,7 @@ def table(file: str, _: int, ours: int) -> dict[str, float]:
     llguidance: Any = importlib.import_module("llguidance")
 
     import offgrid_llama as og
-    from offgrid_llama import guide
+    from offgrid_llama.sampling.grammar import guide
 
     vocab = og.Model(file).vocab
     vocab.eog_tokens()
@@ -130,8 +130,7 @@ def prompt(file: str, _: int) -> dict[str, float]:
     """Return how long a conversation of 100 messages takes to become tokens, and what the next turn shares with it."""
     import offgrid_llama as og
     from offgrid_llama.chat import ChatTemplate
-    from offgrid_llama.chat.prompt import TextTokens
-    from offgrid_llama.engine.chat_format import ChatFormat
+    from offgrid_llama.chat.chat_format import ChatFormat
 
     model = og.Model(file)
     try:
@@ -143,7 +142,7 @@ def prompt(file: str, _: int) -> dict[str, float]:
     messages = [{"role": ("user", "assistant")[i % 2], "content": f"{i}: {said * (1 + i % 3)}"} for i in range(101)]
     first, later = [], []
     for _ in range(20):
-        made._tokens = TextTokens(model.vocab)
+        made.text_tokens.clear()
         begin = time.perf_counter()
         tokens = made.prompt(messages[:99], False, {}).tokens
         first.append(time.perf_counter() - begin)

@@ -4,9 +4,9 @@
 
 One process for each model, in which both sides have it loaded. A round takes one sample of each side, the first of a
 round changes, and the ratios are those within a round. offgrid_llama gets str and gives str, llama-cpp-python gets and
-gives bytes, as its methods want them. The tokens are the same, and that is checked. The texts are tests/texts.py's. The
-longest is not turned back: llama-cpp-python's `detokenize` takes the square of the length. A token that is turned back
-alone, as "a word" is, comes from memory the second time it is asked for.
+gives bytes, as its methods want them. The tokens are the same, and that is checked. The texts are those of
+tests/helpers/texts.py. The longest is not turned back: llama-cpp-python's `detokenize` takes the square of the length. A
+token that is turned back alone, as "a word" is, comes from memory the second time it is asked for.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from peers import ROOT, Peers
 
 sys.path.append(str(ROOT / "tests"))
 
-from texts import PROSE, mixed
+from helpers.texts import PROSE, mixed
 
 if TYPE_CHECKING:
     from collections.abc import Callable

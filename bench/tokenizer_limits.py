@@ -3,8 +3,8 @@
     python bench/tokenizer_limits.py [--vocabulary NAME ...] [--text NAME ...] [--timeout 120] [--no-write]
 
 Every text goes through every vocabulary of llama.cpp's repository, and those of the two models of the store, each in a
-process of its own, so that a crash is seen as one. What comes out is tokens, or a TokenizeError that names the limit; a
-crash, a wrong exception or more than `--timeout` seconds is a failure. The texts are made by tests/texts.py.
+process of its own, so that a crash is seen as one. Tokens, or a TokenizeError that names the limit, are a success; a
+crash, a wrong exception or more than `--timeout` seconds is a failure. The texts are made by tests/helpers/texts.py.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import harness
 
 sys.path.append(str(harness.ROOT / "tests"))
 
-from texts import mixed, runs
+from helpers.texts import mixed, runs
 
 MIXED_MIB, RUN = 16, 1_000_000
 
@@ -106,8 +106,8 @@ def main() -> None:
     ]
     every = [found for by_text in results.values() for found in by_text.values()]
     failed = [found for found in every if "failed" in found]
-    errors = sorted({re.sub(r"has [\d,]+", "has so many", found["refused"]) for found in every if "refused" in found})
-    body = harness.table(["text", "bytes", *results], rows) + "\n\nWhat refused says:\n\n"
+    errors = sorted({re.sub(r"has [\d,]+", "has N", found["refused"]) for found in every if "refused" in found})
+    body = harness.table(["text", "bytes", *results], rows) + "\n\nMessages of the refusals:\n\n"
     body += "".join(f"- {error}\n" for error in errors) + "\n## Figures to hold\n\n"
     body += harness.verdict(f"{len(every)} texts gave tokens or a TokenizeError, {len(failed)} did not", not failed)
     data = {"environment": about, "results": results}

@@ -2,8 +2,8 @@
 
     python docs/make_reference.py
 
-A function lives where a public docstring names it; or else in the public class or function whose code calls it. What is
-left is bound all the same, as ``offgrid_llama._capi.lib``, and has its reason below.
+A function lives where a public docstring names it; or else in the public class or function whose code calls it. The others
+are bound all the same, as ``offgrid_llama._capi.lib``, and have their reasons below.
 """
 
 from __future__ import annotations
@@ -17,11 +17,18 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "src" / "offgrid_llama"
+PREFIXES = {
+    "sampling.samplers": "samplers.", "native.rpc": "rpc.", "native.backend": "backend.", "native.enums": "",
+    "model.params": "",
+}  # fmt: skip
+"""Modules whose functions are public although the package does not export them by name."""
 PAGE = ROOT / "docs" / "reference.md"
-BY_HAND = {  # through getattr, in a private function, or named by others as well
+BY_HAND = {  # called through getattr or in a private function, or named by several
     r"llama_vocab_(bos|eos|eot|sep|nl|pad|mask|fim_\w+|type)": "Vocab",
     r"llama_model_load_from_\w+|llama_split_path": "Model",
     r"llama_init_from_model|llama_pooling_type": "Context",
+    r"llama_free": "Context.close",
+    r"llama_model_quantize_default_params": "quantize",
     r"llama_state_(seq_)?get_(size|data)": "Context.save_state",
     r"llama_state_(seq_)?set_data": "Context.load_state",
     r"llama_state_seq_get_(size|data)_ext": "Context.snapshot",
@@ -29,22 +36,22 @@ BY_HAND = {  # through getattr, in a private function, or named by others as wel
     r"llama_supports_(mlock|rpc)": "backend.supports",
 }
 RAW = {
-    r"llama_opt_\w+": "training; for later",
-    r"llama_batch_ext_\w+|llama_process": "the batch to come, experimental in llama.h; Batch fills a llama_batch",
-    r"llama_set_sampler|llama_get_sampled_\w+": "sampling on the device, experimental in llama.h; for later",
-    r"llama_model_init_from_user": "for training from nothing; for later",
-    r"llama_batch_(get_one|init|free)": "Batch has arrays of its own, which Python can see",
-    r"llama_backend_free": "the process is its end",
-    r"llama_memory_seq_(keep|div)": "wrong for some memories: Memory.keep and Memory.divide go another way",
-    r"llama_state_(seq_)?(save|load)_file": "not atomic, and unchecked: State.save and State.load",
-    r"llama_get_(logits|embeddings)": "rows without their numbers: Context.logits and Context.embeddings",
-    r"llama_(chat_apply_template|chat_builtin_templates)": "knows a few templates by name: chat renders the model's own",
-    r"llama_sampler_(sample|apply|copy|chain_n)": "aborts where og_sample of the shim gives a code; SamplerChain",
+    r"llama_opt_\w+": "training; not covered yet",
+    r"llama_batch_ext_\w+|llama_process": "the future batch, experimental in llama.h; Batch fills a llama_batch",
+    r"llama_set_sampler|llama_get_sampled_\w+": "sampling on the device, experimental in llama.h; not covered yet",
+    r"llama_model_init_from_user": "for training from scratch; not covered yet",
+    r"llama_batch_(get_one|init|free)": "Batch has its own arrays, which Python can read",
+    r"llama_backend_free": "the backend lives as long as the process",
+    r"llama_memory_seq_(keep|div)": "wrong for some memories: Memory.keep and Memory.divide use other functions",
+    r"llama_state_(seq_)?(save|load)_file": "neither atomic nor checked: use State.save and State.load",
+    r"llama_get_(logits|embeddings)": "rows without their numbers: use Context.logits and Context.embeddings",
+    r"llama_(chat_apply_template|chat_builtin_templates)": "knows a few templates by name; chat renders the model's own",
+    r"llama_sampler_(sample|apply|copy|chain_n)": "aborts where og_sample returns a code; SamplerChain",
     r"llama_sampler_init_grammar_lazy_patterns": "matches its patterns again at each token: hazards",
     r"llama_perf_\w+_print": "prints to stderr; the numbers are in perf()",
     r"llama_(log_get|time_us)": "Python has its own",
     r"llama_log_set": 'the log goes to logging.getLogger("offgrid_llama.llama_cpp")',
-    r"llama_set_embeddings": "Context(embeddings=...): what can be read depends on it",
+    r"llama_set_embeddings": "Context(embeddings=...) sets it once: it decides which results are readable",
     r"llama_adapter_meta_val_str": "LoRA.metadata has all",
     r"llama_adapter_lora_init_from_file_ptr": "LoRA takes a path",
     r"llama_model_meta_(val|key)_str": "Model.metadata has all",
@@ -75,7 +82,7 @@ def exported() -> set[str]:
 def public(path: Path) -> Iterator[tuple[str, ast.AST]]:
     """Yield each public name of a file with its node; a class stands for its private methods as well."""
     module = ".".join(path.relative_to(PACKAGE).with_suffix("").parts)
-    prefix = {"sampling": "samplers.", "rpc": "rpc.", "backend": "backend.", "params": ""}.get(module)
+    prefix = PREFIXES.get(module)
     for node in ast.parse(path.read_text(encoding="utf-8")).body:
         if not isinstance(node, (ast.FunctionDef, ast.ClassDef)) or node.name.startswith("_"):
             continue

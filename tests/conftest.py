@@ -1,4 +1,4 @@
-"""What the tests share: the two real models and a tiny one, llama.cpp's own files, and child processes that may die.
+"""Fixtures of the tests: the two real models and a tiny one, llama.cpp's own files, and child processes that may die.
 
 The models come from the store, which downloads them on first use. A test that closes a model opens its own.
 """
@@ -11,46 +11,76 @@ import subprocess
 import sys
 import textwrap
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import pytest
-from serving import ALIAS, MODEL, Served, serving
-from twin import TOKENS, decode, write_tiny_llama
+from hypothesis import settings
 
 import offgrid_llama as og
 from offgrid_llama import store
 
+pytest.register_assert_rewrite("helpers")  # before they are imported
+from helpers.children import RunChild  # noqa: E402
+from helpers.serving import ALIAS, MODEL, Served, serving  # noqa: E402
+from helpers.twin import TOKENS, decode, write_tiny_llama  # noqa: E402
+
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    from twin import Weights
+    from helpers.twin import Weights
 
 
-class RunChild(Protocol):
-    """Type of the ``run_child`` fixture."""
+REAL = {"smollm2", "smollm2_path", "gemma", "gemma_path", "server", "served", "kinds", "sentences"}
+"""Fixtures that need a model of the store."""
 
-    def __call__(
-        self, source: str, *args: str | os.PathLike[str], timeout: float = 60, env: Mapping[str, str] | None = None
-    ) -> subprocess.CompletedProcess[str]:
-        """Run ``source`` with ``args`` as ``sys.argv[1:]``; nothing is asserted about how it ends."""
+LONG = {
+    "whole", "chat/template/test_template.py", "chat/test_prompt.py", "chat/tools/test_call_reader.py",
+    "engine/test_schedules.py", "files/test_gguf.py", "files/test_quantize.py", "model/test_round_trips.py",
+    "model/test_tokenize_limits.py", "sampling/test_fast_sampler.py", "server/test_deployment.py", "store/test_pypi.py",
+    "test_docs.py", "test_fetch.py",
+}  # fmt: skip
+"""Files and folders that take more than some seconds. ``pytest --tiny`` leaves them out, unless it is given paths."""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Let tests that try many cases try more, and slow builds leave the real models out."""
     parser.addoption("--hazard-cases", type=int, help="how many cases each test of test_figures.py tries")
     parser.addoption("--machine-steps", type=int, default=10_000, help="steps of test_machine.py, 10,000 by default")
-    parser.addoption("--tiny", action="store_true", help="leave out the tests that need a real model")
+    parser.addoption(
+        "--tiny",
+        action="store_true",
+        help="leave out tests that need a real model and, without paths, those that take long",
+    )
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Leave out what takes long, for ``--tiny`` without paths."""
+    first_run = config.getoption("--tiny") and config.args_source is not pytest.Config.ArgsSource.ARGS
+    tests = Path(__file__).parent
+    if first_run and collection_path.is_relative_to(tests) and collection_path.relative_to(tests).as_posix() in LONG:
+        return True
+    return None
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Leave out what ``--tiny`` asks for."""
-    real = {"smollm2", "smollm2_path", "gemma", "gemma_path", "server", "served"}
     if config.getoption("--tiny"):
-        items[:] = [item for item in items if not real & set(getattr(item, "fixturenames", ()))]
+        items[:] = [item for item in items if not REAL & _needs(item)]
+
+
+def _needs(item: pytest.Item) -> set[object]:
+    """Return the fixtures of a test, and the names of fixtures among its parameters."""
+    parameters = item.callspec.params.values() if hasattr(item, "callspec") else ()
+    return {*getattr(item, "fixturenames", ()), *(each for each in parameters if isinstance(each, str))}
 
 
 def pytest_configure() -> None:
-    """Write no core files, for some children die on purpose; and let children have Ctrl-C, which `cmd &` takes away."""
+    """Write no core files, for some children die on purpose; and let children have Ctrl-C, which `cmd &` takes away.
+
+    Hypothesis has no deadlines: on a busy machine any example may take longer than 200 ms.
+    """
+    settings.register_profile("no deadlines", settings(), deadline=None)
+    settings.load_profile("no deadlines")
     signal.signal(signal.SIGINT, signal.default_int_handler)
     if sys.platform != "win32":
         import resource

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Build llama.cpp and the extension so that they look at themselves, and run the tests on that build.
 #
-#   tests/sanitize.sh address       AddressSanitizer, LeakSanitizer and UBSan: 100,000 steps of the machine, then the files
+#   tests/sanitize.sh address       AddressSanitizer, LeakSanitizer and UBSan: 100,000 steps of the machine, then the tests
 #                                   of the nouns without the real models
 #   tests/sanitize.sh assertions    assert() on, in llama.cpp and in libstdc++: the whole suite
 #
@@ -31,10 +31,10 @@ esac
     --config-settings=cmake.define.GGML_OPENMP=$openmp
 
 python=$home/venv/bin/python
-nouns=(tests/test_{model,gguf,vocab,batch,context,memory,logits,state,adapter,embedding,sampling,fast_sampling,grammar,handle,engine}.py)
+nouns=(tests/{model,context,sampling,engine} tests/files/test_gguf.py tests/tasks/test_embedding.py tests/native/test_handle.py)
 # With AddressSanitizer the frames of std::regex are several times as large, and the stack for a million letters too small.
-deep=(--deselect=tests/test_vocab.py::test_{runs_at_the_limit,runs_at_the_limit_in_other_pre_tokenizers,a_million_letters})
-deep+=(--deselect=tests/test_engine.py::test_memory_is_flat) # the sanitizer keeps what is freed
+deep=(--deselect=tests/model/test_tokenize_limits.py::test_{runs_at_the_limit,runs_at_the_limit_in_other_pre_tokenizers,a_million_letters})
+deep+=(--deselect=tests/engine/test_schedules.py::test_memory_is_flat) # the sanitizer keeps what is freed
 if [ "$kind" = address ]; then
     LD_PRELOAD=$(g++ -print-file-name=libasan.so):$(g++ -print-file-name=libubsan.so)
     export LD_PRELOAD PYTHONMALLOC=malloc # so that ffi.new() and NumPy are looked at, too
@@ -47,7 +47,7 @@ if [ "$kind" = address ]; then
     if [ $# -gt 0 ]; then
         "$python" -m pytest "$@"
     else
-        "$python" -m pytest -q -p no:logging tests/test_machine.py --machine-steps=100000
+        "$python" -m pytest -q -p no:logging tests/whole/test_machine.py --machine-steps=100000
         # Children that die on purpose leave something behind.
         ASAN_OPTIONS+=:detect_leaks=0 "$python" -m pytest -q --tiny "${deep[@]}" "${nouns[@]}"
     fi

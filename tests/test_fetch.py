@@ -70,7 +70,7 @@ def no_index(tmp_path: Path) -> dict[str, str]:
 def test_an_empty_submodule_is_filled_with_the_pinned_commit(tmp_path: Path) -> None:
     """A clone without its submodule gets the pinned commit from the sdist, clean and with its own origin."""
     folder = clone(tmp_path / "clone", pinned())
-    # What a fetch that was killed before its checkout leaves behind: a repository whose origin is gone.
+    # The leftovers of a fetch that was killed before its checkout: a repository whose origin is gone.
     leftover = folder / ".git/modules" / SUBMODULE
     git("init", "-q", "--bare", str(leftover), cwd=folder)
     git("config", "core.bare", "false", cwd=leftover)

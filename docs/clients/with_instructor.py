@@ -12,7 +12,7 @@ url = sys.argv[1] if len(sys.argv) > 1 else "http://127.0.0.1:11611"
 
 
 class Person(BaseModel):
-    """Somebody."""
+    """A person in a text."""
 
     name: str = Field(max_length=20)
     age: int = Field(ge=0, le=120)

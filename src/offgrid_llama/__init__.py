@@ -1,41 +1,58 @@
-"""Run llama.cpp models from Python: llama.h, hand-bound and guarded, with explicit ownership of memory.
-
->>> import offgrid_llama as og
->>> og.__version__
-'0.1.0'
-"""
-
-from __future__ import annotations
+"""Run llama.cpp models from Python: llama.h, hand-bound and guarded, with explicit ownership of memory."""
 
 import sys
-from types import ModuleType
+
+if sys.argv[:1] == ["-m"]:  # `python -m offgrid_llama.cli` looks for its module
+    from .start import forget_working_folder
+
+    forget_working_folder()  # before the first import that could come from there
+
 from typing import TYPE_CHECKING, Any
 
 from .errors import *  # noqa: F403 - errors.__all__ is the list
 from .errors import __all__ as _errors
 
 if TYPE_CHECKING:
-    from . import rpc, store
-    from . import sampling as samplers
-    from .adapter import ControlVector, LoRA
-    from .backend import Device, build_info, devices, numa_init
-    from .batch import Batch
-    from .chain import SamplerChain
-    from .chat import ChatTemplate
-    from .context import Context
-    from .embedding import Embedder
-    from .engine import Chat, ChatCompletion, Completion, Delta, Engine, EngineStats, FinishReason, Piece
-    from .fast_sampling import FastSampler
-    from .generate import Generation, generate
-    from .gguf import GGUF
-    from .grammar import Grammar
-    from .imatrix import load_imatrix
-    from .infill import infill
-    from .logits import Logits
-    from .memory import Memory
-    from .memory_plan import MemoryPlan, memory_plan
-    from .model import Model
-    from .params import (
+    from . import store
+    from .chat.template.template import ChatTemplate
+    from .chat.tools.deltas import CallDelta
+    from .chat.tools.tool import Tool, ToolCall
+    from .context.batch import Batch
+    from .context.context import Context
+    from .context.logits import Logits
+    from .context.memory import Memory
+    from .context.perf import ContextPerf, SamplerPerf
+    from .context.state import Snapshot, State
+    from .engine import (
+        Answer,
+        Chat,
+        ChatArguments,
+        ChatCompletion,
+        ChatOptions,
+        Completion,
+        Delta,
+        Engine,
+        EngineStats,
+        Piece,
+        Score,
+        ScoreArguments,
+        StepView,
+        Timings,
+        TokenLogprobs,
+        TurnArguments,
+        Usage,
+    )
+    from .files.gguf import GGUF
+    from .files.imatrix import load_imatrix
+    from .files.quantize import Quantized, quantize
+    from .finish_reason import FinishReason
+    from .model.adapter import ControlVector, LoRA
+    from .model.memory_plan import MemoryPlan, memory_plan
+    from .model.model import Model
+    from .model.vocab import Vocab
+    from .native import rpc
+    from .native.backend import Device, build_info, devices, numa_init
+    from .native.enums import (
         AttentionType,
         FlashAttention,
         LazyMode,
@@ -47,70 +64,75 @@ if TYPE_CHECKING:
         TokenAttr,
         VocabType,
     )
-    from .perf import ContextPerf, SamplerPerf
-    from .quantize import Quantized, quantize
-    from .reranking import Ranked, Reranker
-    from .sampling import Sampler
-    from .sampling_params import SamplingParams
-    from .state import Snapshot, State
-    from .text import TextStream
-    from .threadpool import ThreadPool
-    from .vocab import Vocab
+    from .native.threadpool import ThreadPool
+    from .sampling import samplers
+    from .sampling.chain import SamplerChain
+    from .sampling.fast_sampler import FastSampler
+    from .sampling.grammar.grammar import Grammar
+    from .sampling.sampler import Sampler
+    from .sampling.sampling_params import SamplingParams
+    from .tasks.embedding import Embedder
+    from .tasks.generate import Generation, generate
+    from .tasks.infill import fim_prompt, infill
+    from .tasks.request_options import GenerationArguments, LogitsProcessor, RequestArguments, RequestOptions
+    from .tasks.reranking import Ranked, Reranker
+    from .text.text_stream import TextStream
 
 __version__ = "0.1.0"
 
 __all__ = [
-    "GGUF", "AttentionType", "Batch", "Chat", "ChatCompletion", "ChatTemplate", "Completion", "Context", "ContextPerf",
-    "ControlVector", "Delta", "Device", "Embedder", "Engine", "EngineStats", "FastSampler", "FinishReason",
-    "FlashAttention", "Generation", "Grammar", "LazyMode",
-    "LoRA", "LoadMode", "Logits", "Memory", "MemoryPlan", "Model", "Piece", "PoolingType", "Quantized", "Ranked",
-    "Reranker", "RopeScaling", "RopeType", "Sampler", "SamplerChain", "SamplerPerf", "SamplingParams", "Snapshot",
-    "SplitMode", "State", "TextStream", "ThreadPool", "TokenAttr", "Vocab", "VocabType", "build_info", "devices",
-    "generate", "infill", "load_imatrix", "memory_plan", "numa_init", "quantize", "rpc", "samplers", "store",
+    "GGUF", "Answer", "AttentionType", "Batch", "CallDelta", "Chat", "ChatArguments", "ChatCompletion", "ChatOptions",
+    "ChatTemplate", "Completion", "Context", "ContextPerf", "ControlVector", "Delta", "Device", "Embedder", "Engine",
+    "EngineStats", "FastSampler", "FinishReason", "FlashAttention", "Generation", "GenerationArguments", "Grammar",
+    "LazyMode", "LoRA", "LoadMode", "Logits", "LogitsProcessor", "Memory", "MemoryPlan", "Model", "Piece", "PoolingType",
+    "Quantized", "Ranked", "RequestArguments", "RequestOptions", "Reranker", "RopeScaling", "RopeType", "Sampler",
+    "SamplerChain", "SamplerPerf", "SamplingParams", "Score", "ScoreArguments", "Snapshot", "SplitMode", "State",
+    "StepView", "TextStream", "ThreadPool", "Timings", "TokenAttr", "TokenLogprobs", "Tool", "ToolCall", "TurnArguments",
+    "Usage", "Vocab", "VocabType", "build_info", "devices", "fim_prompt", "generate", "infill", "load_imatrix",
+    "memory_plan", "numa_init", "quantize", "rpc", "samplers", "store",
 ]  # fmt: skip
 __all__ += _errors  # noqa: PLE0605
 
 
-# Imported when they are first asked for: a process that only talks to others that run models needs no libllama.
-_WHERE = {
+# Where each public name lives. It is imported when it is first asked for: a process that only sends requests to others needs
+# no libllama. A name that stands for a module maps to that module.
+_HOMES = {
     name: module
     for module, names in {
-        "adapter": "ControlVector LoRA", "backend": "Device build_info devices numa_init", "batch": "Batch",
-        "chain": "SamplerChain", "chat": "ChatTemplate", "context": "Context", "embedding": "Embedder",
-        "engine": "Chat ChatCompletion Completion Delta Engine EngineStats FinishReason Piece",
-        "fast_sampling": "FastSampler", "generate": "Generation generate", "gguf": "GGUF", "grammar": "Grammar",
-        "imatrix": "load_imatrix", "infill": "infill", "logits": "Logits", "memory": "Memory",
-        "memory_plan": "MemoryPlan memory_plan", "model": "Model",
-        "params": "AttentionType FlashAttention LazyMode LoadMode PoolingType RopeScaling RopeType SplitMode TokenAttr "
-        "VocabType",
-        "perf": "ContextPerf SamplerPerf", "quantize": "Quantized quantize", "reranking": "Ranked Reranker",
-        "rpc": "rpc", "sampling": "Sampler samplers", "sampling_params": "SamplingParams", "state": "Snapshot State",
-        "store": "store", "text": "TextStream", "threadpool": "ThreadPool", "vocab": "Vocab",
+        "context.batch": "Batch", "context.context": "Context", "context.logits": "Logits", "context.memory": "Memory",
+        "context.perf": "ContextPerf SamplerPerf", "context.state": "Snapshot State",
+        "chat.template.template": "ChatTemplate", "chat.tools.deltas": "CallDelta", "chat.tools.tool": "Tool ToolCall",
+        "engine": "Answer Chat ChatArguments ChatCompletion ChatOptions Completion Delta Engine EngineStats Piece Score "
+        "ScoreArguments StepView Timings TokenLogprobs TurnArguments Usage",
+        "finish_reason": "FinishReason",
+        "files.gguf": "GGUF", "files.imatrix": "load_imatrix", "files.quantize": "Quantized quantize",
+        "model.adapter": "ControlVector LoRA", "model.memory_plan": "MemoryPlan memory_plan", "model.model": "Model",
+        "native.enums": "AttentionType FlashAttention LazyMode LoadMode PoolingType RopeScaling RopeType SplitMode "
+        "TokenAttr VocabType",
+        "model.vocab": "Vocab",
+        "native.backend": "Device build_info devices numa_init", "native.threadpool": "ThreadPool",
+        "sampling.chain": "SamplerChain", "sampling.fast_sampler": "FastSampler", "sampling.grammar.grammar": "Grammar",
+        "sampling.sampler": "Sampler", "sampling.sampling_params": "SamplingParams",
+        "tasks.embedding": "Embedder", "tasks.generate": "Generation generate", "tasks.infill": "fim_prompt infill",
+        "tasks.request_options": "GenerationArguments LogitsProcessor RequestArguments RequestOptions",
+        "tasks.reranking": "Ranked Reranker",
+        "text.text_stream": "TextStream",
     }.items()
     for name in names.split()
 }  # fmt: skip
-_MODULES = {"rpc", "samplers", "store"}
-
-
-class _Package(ModuleType):
-    """Keeps the functions that have the name of their module: each import of that would put the module in their place."""
-
-    def __setattr__(self, name: str, value: object) -> None:
-        if isinstance(value, ModuleType) and _WHERE.get(name) == name and name not in _MODULES:
-            value = getattr(value, name)
-        super().__setattr__(name, value)
-
-
-sys.modules[__name__].__class__ = _Package
+_MODULES = {"rpc": "native.rpc", "samplers": "sampling.samplers", "store": "store"}
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _WHERE:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     import importlib
 
-    module = importlib.import_module(f".{_WHERE[name]}", __name__)
-    found = globals()[name] = module if name in _MODULES else getattr(module, name)
+    if name in _MODULES:
+        found = importlib.import_module(f".{_MODULES[name]}", __name__)
+    elif name in _HOMES:
+        found = getattr(importlib.import_module(f".{_HOMES[name]}", __name__), name)
+    else:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    globals()[name] = found
     return found
 
 

@@ -1,40 +1,43 @@
-"""Every exception that offgrid_llama raises for something other than a bad argument.
+"""The exceptions of offgrid_llama.
 
-A wrong argument is a plain ``ValueError`` or ``TypeError`` that names the argument and its allowed range. Everything
-else is one of these, and ``except OffgridLlamaError`` catches them all::
+A wrong argument is a plain ``ValueError`` or ``TypeError`` that names the argument and its allowed range. Any other failure
+is one of these, and ``except OffgridLlamaError`` catches them all::
 
     OffgridLlamaError
     ├── NativeError              a C++ exception that the guard around llama.h caught
     ├── ClosedError              an object was used after its close()
     ├── ForkError                the process was forked after llama.cpp had started
-    ├── BackendError             no backend (CPU, CUDA, ...) that fits could be loaded
+    ├── BackendError             no suitable backend (CPU, CUDA, ...) could be loaded
     ├── GGUFError                a file is no GGUF, is damaged, or is cut off
     ├── ModelLoadError           llama_model_load_from_file returned NULL
-    │   └── LoadCancelled        the progress callback asked to stop
+    │   └── LoadCancelled        the progress callback returned False
     ├── ModelSaveError           a model could not be saved or quantized
-    ├── AdapterError             a LoRA or control vector is none, or is for another model
-    ├── ContextError             llama_init_from_model returned NULL, or the memory asked for is not there
-    ├── TokenizeError            llama_tokenize could not give tokens
+    ├── AdapterError             a file is no LoRA or control vector, or is for another model
+    ├── ContextError             llama_init_from_model returned NULL, or there is too little memory
+    ├── TokenizeError            llama_tokenize failed
     ├── DecodeError              llama_decode or llama_encode returned something other than 0
     │   ├── NoKVSlot             1: no room in the KV cache for this batch
     │   ├── Aborted              2: cancel(), close() or Ctrl-C stopped it
     │   ├── InvalidBatch         -1: llama.cpp refused the batch
     │   └── DecodeFailed         below -1: the computation failed
     ├── ContextLengthError       the prompt does not fit into the context
-    ├── QueueFullError           as many requests wait for the engine as may
+    ├── QueueFullError           the engine's queue is full
     ├── StateError               a saved state is damaged, does not fit the context, or could not be restored
     ├── StaleLogitsError         a view of logits was used after a later decode
     ├── GrammarError             a grammar does not parse, is over its limits, or refused a token
     ├── SamplerError             a sampler could not be made or gave no token
     ├── ChatTemplateError        a chat template is missing, broken or over its limits
-    ├── ToolError                a call of a tool has no function, or a conversation no way to make one
+    ├── ToolError                a tool call has no function, or pydantic is missing
     └── StoreError               a model name could not be turned into a file
         ├── UnknownModelError    neither a known name nor a file
-        ├── DownloadError        the transfer failed; what was fetched so far does no harm
-        └── ChecksumError        the bytes that came are not the bytes that were asked for
+        ├── DownloadError        the transfer failed
+        └── ChecksumError        the file's sha256 is not the expected one
 """
 
 from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, TypeVar
 
 __all__ = [
     "Aborted",
@@ -69,8 +72,22 @@ __all__ = [
 ]
 
 
+_Error = TypeVar("_Error", bound=BaseException)
+
+
+def restored(kind: type[_Error], args: tuple[Any, ...], attributes: Mapping[str, Any]) -> _Error:
+    """Return an error of ``kind`` without a call of its ``__init__``, which may take other arguments than ``args``.
+
+    ``BaseException`` pickles and copies an error as ``kind(*args)``. That fails for an error that is made of more than its
+    message, and ``multiprocessing.Pool`` then waits for ever for the result of its worker.
+    """
+    error = kind.__new__(kind, *args)
+    error.__dict__.update(attributes)
+    return error
+
+
 class OffgridLlamaError(Exception):
-    """Base of every exception below. ``log`` holds the last lines that llama.cpp logged during the failed call."""
+    """Base of the exceptions below. ``log`` has the last lines that llama.cpp logged during the failed call."""
 
     def __init__(self, message: str, *, log: tuple[str, ...] = ()) -> None:
         super().__init__(message)
@@ -82,9 +99,15 @@ class OffgridLlamaError(Exception):
             return self.message
         return self.message + "\n" + "\n".join(f"  llama.cpp: {line}" for line in self.log)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return restored, (type(self), self.args, self.__dict__)
+
 
 class NativeError(OffgridLlamaError):
-    """A C++ exception left a function of llama.h; the guard caught it. ``function`` is the C function's name."""
+    """A C++ exception in a function of llama.h, caught by the guard.
+
+    ``function`` is the C function's name, and ``what`` the exception's text.
+    """
 
     def __init__(self, function: str, what: str, *, log: tuple[str, ...] = ()) -> None:
         super().__init__(f"{function}: {what}", log=log)
@@ -101,11 +124,11 @@ class ForkError(OffgridLlamaError):
 
 
 class BackendError(OffgridLlamaError):
-    """No compute backend, or not the one asked for."""
+    """No compute backend could be loaded, or not the one that was asked for."""
 
 
 class GGUFError(OffgridLlamaError):
-    """The file is no GGUF, is damaged, is cut off, or carries values that llama.cpp would abort on."""
+    """The file is no GGUF, is damaged or cut off, or has values on which llama.cpp would abort."""
 
 
 class ModelLoadError(OffgridLlamaError):
@@ -117,15 +140,15 @@ class LoadCancelled(ModelLoadError):
 
 
 class ModelSaveError(OffgridLlamaError):
-    """The model could not be saved or quantized. Nothing is left under the name that it was to have."""
+    """The model could not be saved or quantized. A file of the target's name stays as it was."""
 
 
 class AdapterError(OffgridLlamaError):
-    """The file is no LoRA or control vector, or it does not fit the model."""
+    """The file is no LoRA or control vector, or does not fit the model."""
 
 
 class ContextError(OffgridLlamaError):
-    """The context could not be made: parameters that do not go together, or memory that is not there."""
+    """The context could not be made: its parameters contradict each other, or there is too little memory."""
 
 
 class TokenizeError(OffgridLlamaError):
@@ -135,9 +158,9 @@ class TokenizeError(OffgridLlamaError):
 class DecodeError(OffgridLlamaError):
     """``llama_decode`` or ``llama_encode`` returned ``code``.
 
-    ``memory_restored`` says whether the context's memory is what it was before the call. Where it is False the
-    micro-batches that were finished stay: ask ``memory.positions(seq)`` how far each sequence got, then remove or go on.
-    Of a recurrent or hybrid model the batch's sequence is forgotten, and if it had several then all are.
+    ``memory_restored`` says whether the context's memory is as it was before the call. Where it is False, the finished
+    micro-batches stay: ``memory.positions(seq)`` tells how far each sequence got; remove their tokens, or go on from there.
+    A recurrent or hybrid model forgets the batch's sequence, and all sequences if the batch had several.
     """
 
     code: int
@@ -150,7 +173,7 @@ class DecodeError(OffgridLlamaError):
 
 
 class NoKVSlot(DecodeError):
-    """1: the KV cache has no room for the batch. Memory is as before. Remove sequences, or make n_ctx larger."""
+    """1: the KV cache has no room for the batch. Memory is as before. Remove sequences, or increase ``n_ctx``."""
 
 
 class Aborted(DecodeError):
@@ -166,21 +189,23 @@ class DecodeFailed(DecodeError):
 
 
 class ContextLengthError(OffgridLlamaError):
-    """The prompt, with room for one token more, does not fit. Nothing was computed and nothing was dropped.
+    """The prompt, with room for one more token, does not fit. Nothing was computed and nothing was dropped.
 
-    ``n_tokens`` is the prompt's length and ``n_ctx`` what one sequence may have, both in tokens.
+    ``n_tokens`` is the prompt's length and ``n_ctx`` the limit of one sequence, both in tokens. ``argument`` is what does
+    not fit: "prompt", or for instance "texts[3]".
     """
 
-    def __init__(self, message: str, *, n_tokens: int, n_ctx: int) -> None:
+    def __init__(self, message: str, *, n_tokens: int, n_ctx: int, argument: str = "prompt") -> None:
         super().__init__(message)
+        self.argument = argument
         self.n_tokens = n_tokens
         self.n_ctx = n_ctx
 
 
 class QueueFullError(OffgridLlamaError):
-    """The engine's queue is full: nothing was queued. Try again later, or make ``max_queue`` larger.
+    """The engine's queue is full, and the request was not queued. Try again later, or increase ``max_queue``.
 
-    ``n_waiting`` is how many requests wait for a slot.
+    ``n_waiting`` is the number of requests that wait for a slot.
     """
 
     def __init__(self, message: str, *, n_waiting: int) -> None:
@@ -189,15 +214,15 @@ class QueueFullError(OffgridLlamaError):
 
 
 class StaleLogitsError(OffgridLlamaError):
-    """The logits were overwritten by a later decode. Take ``copy()`` in the step that made them."""
+    """A later decode has overwritten the logits. Call ``copy()`` in the step that computed them."""
 
 
 class StateError(OffgridLlamaError):
-    """A saved state is damaged or cut off, is another model's or version's, or could not be restored."""
+    """A saved state is damaged or cut off, is from another model or version, or could not be restored."""
 
 
 class GrammarError(OffgridLlamaError):
-    """The grammar does not parse, is over its limits, or was given a token that it does not allow."""
+    """The grammar does not parse, exceeds a limit, or was given a token that it does not allow."""
 
 
 class SamplerError(OffgridLlamaError):
@@ -205,11 +230,11 @@ class SamplerError(OffgridLlamaError):
 
 
 class ChatTemplateError(OffgridLlamaError):
-    """The chat template is missing, does not render, or went over its limits."""
+    """The chat template is missing, does not render, or exceeds a limit."""
 
 
 class ToolError(OffgridLlamaError):
-    """A call of a tool has no function that could be called, or there is nothing to call it with."""
+    """A tool call has no function to call, or pydantic, which makes tools of functions, is not installed."""
 
 
 class StoreError(OffgridLlamaError):
@@ -217,12 +242,12 @@ class StoreError(OffgridLlamaError):
 
 
 class UnknownModelError(StoreError):
-    """The name is in no catalog and is no file."""
+    """The name is neither in the catalog nor a file."""
 
 
 class DownloadError(StoreError):
-    """The transfer failed. The message says why and what to do; a second try starts cleanly."""
+    """The transfer failed. The message says why, and what to do. It is safe to try again."""
 
 
 class ChecksumError(StoreError):
-    """The file's sha256 is not the expected one. The file was thrown away."""
+    """The file's sha256 is not the expected one. The file was deleted."""

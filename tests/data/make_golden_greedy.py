@@ -14,9 +14,9 @@ Where each part of a case comes from:
   file must print the same. Bytes that are no UTF-8 (a character cut by the end) read U+FFFD.
 - `margins`, `runners_up`: how far each step's best logit is above the second best, and whose the second is. They come
   from llama-cpp-python on the same libllama, which is fed the tokens above and must agree about every one of them.
-- `close_call` in the header: with other CPU kernels a smaller margin may go the other way, and the test allows it
-  there only. The same prompts decoded in one batch and in two, so with other kernels for the last token, moved margins
-  by 0.13 (90th percentile), 0.36 (99th) and 0.74 at most.
+- `close_call` in the header: with other CPU kernels a smaller margin may go the other way; make_golden_near_ties.py
+  finds out where, and the test allows it there only. The same prompts decoded in one batch and in two, so with other
+  kernels for the last token, moved margins by 0.13 (90th percentile), 0.36 (99th) and 0.74 at most.
 
 A case ends at an end-of-generation token, which is kept, or after `n_predict` tokens.
 """

@@ -1,7 +1,7 @@
 """The compiled room: ``ffi`` and ``lib`` of the extension module, and the folder that holds libllama.
 
-``lib`` has every function of ``llama.cdef.h`` under its C name, each behind the C++ guard of ``shim.cpp``, and the few of
-``shim.cdef.h``. Nothing here checks an argument: that is done by the noun files, through which users come.
+``lib`` has every function of ``llama.cdef.h`` under its C name, each behind the C++ guard of ``guard.h``, and our own of
+``og.h``. Nothing here checks an argument: the folders above do that, and users come through them.
 """
 
 from pathlib import Path

@@ -1,190 +1,33 @@
-// fast_sampling.cpp: one token of a row of logits, with what the usual chain of llama.cpp's samplers does, in the same order:
-// biases and penalties, a mask, top-k, typical, top-p, min-p, temperature, and a draw.
-//
-// llama.cpp makes an array of the whole vocabulary for each token, and passes over it for each sampler. This reads the row
-// once, for the maximum of each block; whatever can be chosen lies in the few blocks whose maximum is large enough.
+// Sampling one token of a row of logits as the usual chain of llama.cpp's samplers does, in the same order: logit biases and
+// penalties, a mask, top-k, typical, top-p, min-p, temperature, and a draw.
 
-typedef struct og_fast_sampler {
-    float temperature;
-    int32_t top_k;
-    float typical_p;
-    float top_p;
-    float min_p;
-    int32_t min_keep;
-    float repeat;
-    float frequency;
-    float presence;
-    int32_t last_n;
-    int32_t * recent;
-    int32_t n_recent;
-    int32_t oldest;
-    int32_t n_bias;
-    const int32_t * bias_tokens;
-    const float * biases;
-    const uint32_t * mask;
-    uint64_t random;
-    int32_t n_top;
-    int32_t * top_tokens;
-    float * top_logprobs;
-    int32_t token;
-    float logprob;
-} og_fast_sampler;
+#include "fast_sampling.h"
+
+#include "guard.h"
+#include "logits.h"
+#include "og.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+#include <utility>
+#include <vector>
 
 namespace {
 
-// The loops over a whole row are compiled for the widths that processors have, and the one that fits is taken at run time.
-#if defined(__x86_64__) && defined(__GLIBC__) && defined(__GNUC__) && !defined(__SANITIZE_ADDRESS__)
-#define OG_WIDE __attribute__((target_clones("avx2", "default")))
-#else
-#define OG_WIDE
-#endif
-#define OG_INLINE inline __attribute__((always_inline))
+using og::BLOCK_LOGITS;
+using og::blocks_of;
+using og::Candidate;
+using og::MAX_LOGIT;
+using og::MAXIMA_OF_BLOCK;
 
-constexpr int32_t BLOCK = 256;
-constexpr int32_t LANES = 8;
-constexpr int32_t STEP = 4 * LANES;
-
-typedef float Floats __attribute__((vector_size(4 * LANES)));
-typedef int32_t Ints __attribute__((vector_size(4 * LANES)));
-
-OG_INLINE Floats load(const float * values) noexcept {
-    Floats loaded;
-    std::memcpy(&loaded, values, sizeof loaded);
-    return loaded;
-}
-
-OG_INLINE Floats larger(Floats a, Floats b) noexcept { return a > b ? a : b; }  // b where a is NaN
-
-struct Candidate {
-    float logit;
-    int32_t token;
+struct Before {  // a type, so that sorting calls no function
+    bool operator()(const Candidate & a, const Candidate & b) const noexcept {
+        return a.logit > b.logit || (a.logit == b.logit && a.token < b.token);
+    }
 };
-
-bool before(const Candidate & a, const Candidate & b) noexcept {
-    return a.logit > b.logit || (a.logit == b.logit && a.token < b.token);
-}
-
-OG_INLINE void store(float * values, Floats stored) noexcept { std::memcpy(values, &stored, sizeof stored); }
-
-// The largest in each of LANES lanes, of values[0], [LANES], [2 * LANES] and so on in the first.
-OG_INLINE Floats largest_of(const float * values, int32_t n) noexcept {
-    Floats most[4];
-    for (Floats & each : most) {
-        each = Floats{} - INFINITY;
-    }
-    int32_t i = 0;
-    for (; i + STEP <= n; i += STEP) {
-        for (int32_t k = 0; k < 4; k++) {
-            most[k] = larger(load(values + i + k * LANES), most[k]);
-        }
-    }
-    for (; i + LANES <= n; i += LANES) {
-        most[0] = larger(load(values + i), most[0]);
-    }
-    Floats all = larger(larger(most[0], most[1]), larger(most[2], most[3]));
-    for (int32_t k = 0; i + k < n; k++) {
-        all[k] = values[i + k] > all[k] ? values[i + k] : all[k];
-    }
-    return all;
-}
-
-OG_INLINE float largest_lane(Floats lanes) noexcept {
-    float best = -INFINITY;
-    for (int32_t k = 0; k < LANES; k++) {
-        best = lanes[k] > best ? lanes[k] : best;
-    }
-    return best;
-}
-
-// Write the largest in each lane of each block, and return the largest of all.
-OG_WIDE float measure_blocks(const float * values, int32_t n, int32_t block, float * maxima) noexcept {
-    Floats most = Floats{} - INFINITY;
-    for (int32_t begin = 0; begin < n; begin += block) {
-        const Floats lanes = largest_of(values + begin, n - begin < block ? n - begin : block);
-        store(maxima, lanes);
-        maxima += LANES;
-        most = larger(lanes, most);
-    }
-    return largest_lane(most);
-}
-
-OG_INLINE bool any_of(Ints hits) noexcept {
-    uint64_t words[sizeof hits / sizeof(uint64_t)];
-    std::memcpy(words, &hits, sizeof hits);
-    return (words[0] | words[1] | words[2] | words[3]) != 0;
-}
-
-// Append what is not smaller than `least`, and more than -inf; `maxima` as measure_blocks has written them.
-OG_WIDE void gather_from(
-        const float * values, int32_t n, const float * maxima, float least, std::vector<Candidate> & found) {
-    for (int32_t begin = 0; begin < n; begin += BLOCK, maxima += LANES) {
-        if (!any_of(load(maxima) >= least)) {
-            continue;
-        }
-        const int32_t end = n - begin < BLOCK ? n : begin + BLOCK;
-        for (int32_t i = begin; i < end;) {
-            const int32_t stop = std::min(i + STEP, end);
-            if (stop - i == STEP) {
-                const float * at = values + i;
-                const Ints hits = (load(at) >= least) | (load(at + LANES) >= least) |
-                                  (load(at + 2 * LANES) >= least) | (load(at + 3 * LANES) >= least);
-                if (!any_of(hits)) {
-                    i = stop;
-                    continue;
-                }
-            }
-            for (; i < stop; i++) {
-                if (values[i] >= least && values[i] != -INFINITY) {
-                    found.push_back({values[i], i});
-                }
-            }
-        }
-    }
-}
-
-// exp(x) for x <= 0, to 2 units in the last place; below -87 that of -87, which is nothing beside the exp(0) of a sum.
-OG_INLINE Floats exp_of(Floats x) noexcept {
-    constexpr float MAGIC = 12582912.0f;  // 1.5 * 2**23: adding it rounds, and leaves the integer in the low bits
-    const Floats z = larger(x, Floats{} - 87.0f);
-    const Floats shifted = z * 1.44269504f + MAGIC;
-    const Floats n = shifted - MAGIC;
-    const Floats r = (z - n * 0.693145752f) - n * 1.42860677e-6f;
-    Floats p = Floats{} + 1.98756915e-4f;
-    p = p * r + 1.39819995e-3f;
-    p = p * r + 8.33345205e-3f;
-    p = p * r + 4.16657962e-2f;
-    p = p * r + 1.66666654e-1f;
-    p = p * r + 5.00000012e-1f;
-    p = p * r * r + r + 1.0f;
-    return p * (Floats) (((Ints) shifted - (0x4B400000 - 127)) << 23);
-}
-
-float exp_of(float x) noexcept { return exp_of(Floats{} + x)[0]; }
-
-// The sums of exp((value - most) * rate) over each block; their sum.
-OG_WIDE double weigh_blocks(const float * values, int32_t n, float most, float rate, double * sums) noexcept {
-    double total = 0.0;
-    for (int32_t begin = 0; begin < n; begin += BLOCK) {
-        const int32_t end = n - begin < BLOCK ? n : begin + BLOCK;
-        Floats lanes = {0};
-        int32_t i = begin;
-        for (; i + LANES <= end; i += LANES) {
-            lanes += exp_of((load(values + i) - most) * rate);
-        }
-        double sum = 0.0;
-        for (int32_t k = 0; k < LANES; k++) {
-            sum += lanes[k];
-        }
-        for (; i < end; i++) {
-            sum += exp_of((values[i] - most) * rate);
-        }
-        *sums++ = sum;
-        total += sum;
-    }
-    return total;
-}
-
-int32_t blocks_of(int32_t n, int32_t size) noexcept { return (n + size - 1) / size; }
 
 double uniform(uint64_t * state) noexcept {  // splitmix64 (Steele, Lea, Flood 2014)
     uint64_t z = *state += 0x9E3779B97F4A7C15u;
@@ -193,176 +36,123 @@ double uniform(uint64_t * state) noexcept {  // splitmix64 (Steele, Lea, Flood 2
     return static_cast<double>((z ^ (z >> 31)) >> 11) * 0x1.0p-53;
 }
 
-// What a thread samples with; its memory is kept, so that there is nothing to allocate for most tokens.
-struct Desk {
-    std::vector<float> row;      // a copy of the logits, where they cannot be read as they are
-    std::vector<float> maxima;   // of each block
+// The memory that a thread samples with. It is kept, so that most tokens allocate nothing.
+struct Workspace {
+    std::vector<float> row;      // a copy of the logits, if they cannot be read as they are
+    std::vector<float> maxima;   // of each block, from measure()
     std::vector<float> order;    // of parts of the row
-    std::vector<double> sums;    // of each block's weights
+    std::vector<double> sums;    // of the weights of each block
     std::vector<Candidate> found;
-    std::vector<float> weights;  // of what was found
-    std::vector<std::pair<int32_t, float>> edits;  // token, and its logit before
+    std::vector<float> weights;  // of `found`
+    std::vector<std::pair<int32_t, float>> edits;  // a token, and its logit before
     std::vector<int32_t> recent;
 
-    double sum_of_weights(const float * values, int32_t n, float most, float rate) {
-        sums.resize(blocks_of(n, BLOCK));
-        return weigh_blocks(values, n, most, rate, sums.data());
-    }
-
     float measure(const float * values, int32_t n) {
-        maxima.resize(LANES * blocks_of(n, BLOCK));
-        return measure_blocks(values, n, BLOCK, maxima.data());
+        maxima.resize(MAXIMA_OF_BLOCK * blocks_of(n, BLOCK_LOGITS));
+        return og::measure_blocks(values, n, maxima.data());
     }
 
-    // Of infinite logits, which share all that there is, look at a copy that has numbers.
-    void limit(const float *& values, int32_t n, float & most) {
-        if (!(most > LARGEST)) {
-            return;
+    double sum_of_weights(const float * values, int32_t n, float largest, float rate) {
+        sums.resize(blocks_of(n, BLOCK_LOGITS));
+        return og::weigh_blocks(values, n, largest, rate, sums.data());
+    }
+
+    // Measure a row. If it has infinite logits, which share all of the probability, go on with a copy that has numbers.
+    float measure_finite(const float *& values, int32_t n) {
+        const float largest = measure(values, n);
+        if (!(largest > MAX_LOGIT)) {
+            return largest;
         }
         if (values != row.data()) {
             row.assign(values, values + n);
         }
         for (float & value : row) {
-            value = value > LARGEST ? LARGEST : value;
+            value = value > MAX_LOGIT ? MAX_LOGIT : value;
         }
         values = row.data();
-        most = measure(values, n);
+        return measure(values, n);
     }
 
-    int32_t first_of(const float * values, float most) const noexcept {
-        auto i = static_cast<int32_t>(std::find(maxima.begin(), maxima.end(), most) - maxima.begin()) / LANES * BLOCK;
-        while (values[i] != most) {
-            i++;
+    // The first token whose logit is the largest, after measure().
+    int32_t first_of(const float * values, float largest) const noexcept {
+        const auto place = static_cast<int32_t>(std::find(maxima.begin(), maxima.end(), largest) - maxima.begin());
+        int32_t token = place / MAXIMA_OF_BLOCK * BLOCK_LOGITS;
+        while (values[token] != largest) {
+            token++;
         }
-        return i;
+        return token;
     }
 
-    // Put what is not smaller than `least` into `found`, after measure().
-    void gather(const float * values, int32_t n, float least) {
+    // Put the tokens whose logits are at least `bound` into `found`, after measure().
+    void gather(const float * values, int32_t n, float bound) {
         found.clear();
-        gather_from(values, n, maxima.data(), least, found);
+        og::gather_candidates(values, n, maxima.data(), bound, found);
     }
 
-    // The k largest, in order, into `found`, after measure().
+    // Put the k largest into `found`, sorted, after measure().
     void gather_largest(const float * values, int32_t n, int32_t k) {
-        // Of the maxima of more than k parts of the row, the k-th is no larger than the k-th of all.
+        // Of the maxima of more than k parts of the row, the k-th is no larger than the k-th of all logits.
         const auto count = static_cast<int32_t>(maxima.size());
-        float least = -INFINITY;
+        float bound = -INFINITY;
         if (k <= count) {
-            const int32_t width = std::max(1, count / (8 * k)) * LANES;
-            order.resize(LANES * blocks_of(count, width));
-            measure_blocks(maxima.data(), count, width, order.data());
+            const int32_t width = std::max(1, count / (8 * k)) * MAXIMA_OF_BLOCK;
+            order.resize(MAXIMA_OF_BLOCK * blocks_of(count, width));
+            og::measure_parts(maxima.data(), count, width, order.data());
             std::nth_element(order.begin(), order.begin() + (k - 1), order.end(), std::greater<float>());
-            least = order[k - 1];
+            bound = order[k - 1];
         }
-        gather(values, n, least);
+        gather(values, n, bound);
         if (found.size() > static_cast<size_t>(k)) {
-            std::nth_element(found.begin(), found.begin() + (k - 1), found.end(), before);
+            std::nth_element(found.begin(), found.begin() + (k - 1), found.end(), Before{});
             found.resize(k);
         }
-        std::sort(found.begin(), found.end(), before);
+        sort_found();
     }
 
-    // Fill `weights` with exp((logit - most) / temperature) of what was found, and return their sum.
-    double weigh(float most, float temperature) {
+    void sort_found() { std::sort(found.begin(), found.end(), Before{}); }
+
+    // Fill `weights` with exp((logit - largest) / temperature) of `found`, and return their sum.
+    double weigh(float largest, float temperature) {
         weights.resize(found.size());
         double sum = 0.0;
         for (size_t i = 0; i < found.size(); i++) {
-            const float weight = expf((found[i].logit - most) / temperature);
+            const float weight = expf((found[i].logit - largest) / temperature);
             weights[i] = weight;
             sum += weight;
         }
         return sum;
     }
+};
 
-    // Keep the tokens whose information is nearest to what is expected (Meister et al. 2022, llama_sampler_typical).
-    void keep_typical(float most, float p, int32_t min_keep) {
-        const double total = weigh(most, 1.0f);
-        double entropy = 0.0;
-        for (const float weight : weights) {
-            const double share = weight / total;
-            entropy -= share > 0 ? share * std::log(share) : 0.0;
-        }
-        std::vector<std::pair<double, size_t>> distance(found.size());
-        for (size_t i = 0; i < found.size(); i++) {
-            distance[i] = {std::fabs(-std::log(weights[i] / total) - entropy), i};
-        }
-        std::sort(distance.begin(), distance.end());
-        std::vector<Candidate> kept;
-        double sum = 0.0;
-        for (size_t i = 0; i < distance.size(); i++) {
-            kept.push_back(found[distance[i].second]);
-            sum += weights[distance[i].second] / total;
-            if (sum > p && (min_keep == 0 || static_cast<int32_t>(i) >= min_keep - 1)) {
-                break;
-            }
-        }
-        std::sort(kept.begin(), kept.end(), before);
-        found.swap(kept);
-    }
+thread_local Workspace workspace_of_thread;
 
-    // Keep the fewest of the sorted candidates that have a share of p in `total`, 0 for that of all candidates.
-    void keep_nucleus(float most, double total, float p, int32_t min_keep) {
-        const double all = weigh(most, 1.0f);
-        const double enough = p * (total > 0 ? total : all);
-        double sum = 0.0;
-        for (size_t i = 0; i < found.size(); i++) {
-            sum += weights[i];
-            if (sum >= enough && static_cast<int32_t>(i) + 1 >= min_keep) {
-                found.resize(i + 1);
-                return;
-            }
+// A row of logits with the biases added and the penalties taken away; the destructor puts back what was there.
+class EditedRow {
+public:
+    EditedRow(Workspace & work, float * logits) noexcept : work(work), values(logits) {}
+    EditedRow(const EditedRow &) = delete;
+    EditedRow & operator=(const EditedRow &) = delete;
+
+    ~EditedRow() {
+        for (; !work.edits.empty(); work.edits.pop_back()) {  // a token that was edited twice: the first edit last
+            values[work.edits.back().first] = work.edits.back().second;
         }
     }
 
-    // Draw from the whole row: the block by the sums, then the token within it.
-    int32_t draw_from_all(const og_fast_sampler * sampler, const float * values, int32_t n, float most, double chance) {
-        const float rate = std::min(1.0f / sampler->temperature, 1e38f);  // 0 * infinity is no number
-        double left = chance * sum_of_weights(values, n, most, rate);
-        size_t block = 0;
-        while (block + 1 < sums.size() && left >= sums[block]) {
-            left -= sums[block++];
+    void add_biases(const og_fast_sampler & sampler) {
+        for (int32_t i = 0; i < sampler.n_bias; i++) {
+            set(sampler.bias_tokens[i], values[sampler.bias_tokens[i]] + sampler.biases[i]);
         }
-        int32_t last = first_of(values, most);
-        const int32_t begin = static_cast<int32_t>(block) * BLOCK;
-        for (int32_t i = begin; i < n && i < begin + BLOCK; i++) {
-            if (values[i] > -INFINITY) {
-                last = i;
-                left -= exp_of((values[i] - most) * rate);
-                if (left < 0) {
-                    break;
-                }
-            }
-        }
-        return last;
     }
 
-    int32_t draw_from_found(const og_fast_sampler * sampler, float most, double chance) {
-        double left = chance * weigh(most, sampler->temperature);
-        size_t i = 0;
-        for (; i + 1 < found.size(); i++) {
-            left -= weights[i];
-            if (left < 0) {
-                break;
-            }
-        }
-        return found[i].token;
-    }
-
-    void set(float * values, int32_t token, float value) {
-        edits.emplace_back(token, values[token]);
-        values[token] = value;
-    }
-
-    // Add the biases and take away the penalties, and remember what was there.
-    void edit(const og_fast_sampler * sampler, float * values, int32_t n) {
-        for (int32_t i = 0; i < sampler->n_bias; i++) {
-            set(values, sampler->bias_tokens[i], values[sampler->bias_tokens[i]] + sampler->biases[i]);
-        }
-        if (sampler->n_recent == 0 || (sampler->repeat == 1.0f && sampler->frequency == 0.0f && sampler->presence == 0.0f)) {
+    void subtract_penalties(const og_fast_sampler & sampler, int32_t n) {
+        const bool penalizes = sampler.repeat_penalty != 1.0f || sampler.frequency_penalty != 0.0f ||
+                               sampler.presence_penalty != 0.0f;
+        if (sampler.n_recent == 0 || !penalizes) {
             return;
         }
-        recent.assign(sampler->recent, sampler->recent + sampler->n_recent);
+        std::vector<int32_t> & recent = work.recent;
+        recent.assign(sampler.recent, sampler.recent + sampler.n_recent);
         std::sort(recent.begin(), recent.end());
         for (size_t i = 0; i < recent.size();) {
             size_t end = i;
@@ -376,166 +166,229 @@ struct Desk {
                 continue;
             }
             float value = values[token];
-            value = value <= 0 ? value * sampler->repeat : value / sampler->repeat;
-            set(values, token, value - (count * sampler->frequency + sampler->presence));
+            value = value <= 0 ? value * sampler.repeat_penalty : value / sampler.repeat_penalty;
+            set(token, value - (count * sampler.frequency_penalty + sampler.presence_penalty));
         }
     }
 
-    // Put back what was there, the first edit of a token last.
-    void undo(float * values) noexcept {
-        for (; !edits.empty(); edits.pop_back()) {
-            values[edits.back().first] = edits.back().second;
-        }
-    }
+private:
+    Workspace & work;
+    float * values;
 
-    void copy_allowed(const float * values, int32_t n, const uint32_t * mask) {
-        row.resize(n);
-        for (int32_t begin = 0; begin < n; begin += 32) {
-            const uint32_t word = mask[begin / 32];
-            const int32_t end = n - begin < 32 ? n : begin + 32;
-            if (word == 0) {
-                std::fill(row.begin() + begin, row.begin() + end, -INFINITY);
-            } else {
-                for (int32_t i = begin; i < end; i++) {
-                    row[i] = word >> (i - begin) & 1 ? values[i] : -INFINITY;
-                }
-            }
-        }
-    }
-
-    int32_t choose(og_fast_sampler * sampler, const float * values, int32_t n) {
-        float most = measure(values, n);
-        limit(values, n, most);
-        if (most == -INFINITY) {
-            return OG_REFUSED;
-        }
-        if (sampler->temperature == 0) {
-            return first_of(values, most);
-        }
-        const double chance = uniform(&sampler->random);
-        const bool typical = sampler->typical_p < 1.0f, nucleus = sampler->top_p < 1.0f;
-        bool relative = sampler->min_p > 0.0f;
-        if (sampler->top_k <= 0 && !typical && !nucleus && !relative) {
-            return draw_from_all(sampler, values, n, most, chance);
-        }
-        const float least = relative ? most + logf(sampler->min_p) : -INFINITY;
-        double total = 0.0;
-        if (sampler->top_k > 0) {
-            gather_largest(values, n, sampler->top_k);
-        } else if (typical || sampler->min_keep > 1) {
-            gather(values, n, -INFINITY);
-            std::sort(found.begin(), found.end(), before);
-        } else {
-            // What top-p and min-p keep are the first of the sorted candidates: no more than these are found.
-            total = nucleus ? sum_of_weights(values, n, most, 1.0f) : 0.0;
-            for (float reach = 8.0f;; reach *= 2) {
-                const bool all = reach > 128.0f;
-                gather(values, n, std::max(least, all ? -INFINITY : most - reach));
-                const bool enough = !nucleus || most - reach <= least || all;
-                if (enough || weigh(most, 1.0f) >= sampler->top_p * total) {
-                    break;
-                }
-            }
-            if (nucleus) {
-                std::sort(found.begin(), found.end(), before);
-            }
-            relative = false;
-        }
-        if (typical) {
-            keep_typical(most, sampler->typical_p, sampler->min_keep);
-            most = found[0].logit;
-            total = 0.0;
-        }
-        if (nucleus) {
-            keep_nucleus(most, total, sampler->top_p, sampler->min_keep);
-        }
-        if (relative) {
-            const float bound = most + logf(sampler->min_p);
-            size_t kept = 0;
-            while (kept < found.size() && (found[kept].logit >= bound || static_cast<int32_t>(kept) < sampler->min_keep)) {
-                kept++;
-            }
-            found.resize(kept);
-        }
-        return draw_from_found(sampler, most, chance);
-    }
-
-    // The logarithms of the probabilities that the model itself gives, before anything is done to them.
-    void tell_logprobs(og_fast_sampler * sampler, const float * values, int32_t n) {
-        float most = measure(values, n);
-        limit(values, n, most);
-        const double log_total = most + std::log(sum_of_weights(values, n, most, 1.0f));
-        sampler->logprob = static_cast<float>(values[sampler->token] - log_total);
-        if (sampler->n_top > 0) {
-            gather_largest(values, n, sampler->n_top);
-            const auto n_found = static_cast<int32_t>(found.size());
-            for (int32_t i = 0; i < sampler->n_top; i++) {
-                sampler->top_tokens[i] = i < n_found ? found[i].token : -1;
-                sampler->top_logprobs[i] = i < n_found ? static_cast<float>(found[i].logit - log_total) : -INFINITY;
-            }
-        }
+    void set(int32_t token, float value) {
+        work.edits.emplace_back(token, values[token]);
+        values[token] = value;
     }
 };
 
-thread_local Desk desk_of_thread;
-
-// Count a token for the penalties; the oldest gives way.
-void keep_recent(og_fast_sampler & sampler, int32_t token) noexcept {
-    if (sampler.n_recent < sampler.last_n) {
-        sampler.recent[sampler.n_recent++] = token;
-    } else if (sampler.last_n > 0) {
-        sampler.recent[sampler.oldest] = token;
-        sampler.oldest = (sampler.oldest + 1) % sampler.last_n;
+// Copy the logits of the allowed tokens to the workspace's row; the others are -inf there.
+void copy_allowed(Workspace & work, const float * values, int32_t n, const uint32_t * mask) {
+    std::vector<float> & row = work.row;
+    row.resize(n);
+    for (int32_t begin = 0; begin < n; begin += 32) {
+        const uint32_t word = mask[begin / 32];
+        const int32_t end = n - begin < 32 ? n : begin + 32;
+        if (word == 0) {
+            std::fill(row.begin() + begin, row.begin() + end, -INFINITY);
+        } else {
+            for (int32_t i = begin; i < end; i++) {
+                row[i] = (word >> (i - begin) & 1) != 0 ? values[i] : -INFINITY;
+            }
+        }
     }
+}
+
+// --- the filters: each leaves fewer tokens in `found`, which is sorted ----------------------------------------------
+
+// Keep the tokens whose information is nearest to the expected one (Meister et al. 2022, llama_sampler_typical).
+void keep_typical(Workspace & work, float largest, float p, int32_t min_keep) {
+    const std::vector<Candidate> & found = work.found;
+    const std::vector<float> & weights = work.weights;
+    const double total = work.weigh(largest, 1.0f);
+    double entropy = 0.0;
+    for (const float weight : weights) {
+        const double share = weight / total;
+        entropy -= share > 0 ? share * std::log(share) : 0.0;
+    }
+    std::vector<std::pair<double, size_t>> distance(found.size());
+    for (size_t i = 0; i < found.size(); i++) {
+        distance[i] = {std::fabs(-std::log(weights[i] / total) - entropy), i};
+    }
+    std::sort(distance.begin(), distance.end());
+    std::vector<Candidate> kept;
+    double sum = 0.0;
+    for (size_t i = 0; i < distance.size(); i++) {
+        kept.push_back(found[distance[i].second]);
+        sum += weights[distance[i].second] / total;
+        if (sum > p && (min_keep == 0 || static_cast<int32_t>(i) >= min_keep - 1)) {
+            break;
+        }
+    }
+    work.found.swap(kept);
+    work.sort_found();
+}
+
+// Keep the fewest tokens whose weights make a share of p of `total`; 0 stands for the weight of all that are found.
+void keep_nucleus(Workspace & work, float largest, double total, float p, int32_t min_keep) {
+    const double all = work.weigh(largest, 1.0f);
+    const double enough = p * (total > 0 ? total : all);
+    double sum = 0.0;
+    for (size_t i = 0; i < work.found.size(); i++) {
+        sum += work.weights[i];
+        if (sum >= enough && static_cast<int32_t>(i) + 1 >= min_keep) {
+            work.found.resize(i + 1);
+            return;
+        }
+    }
+}
+
+// Keep the tokens with at least a share of min_p of the largest probability.
+void keep_min_p(Workspace & work, float largest, float min_p, int32_t min_keep) {
+    const float bound = largest + logf(min_p);
+    const std::vector<Candidate> & found = work.found;
+    size_t kept = 0;
+    while (kept < found.size() && (found[kept].logit >= bound || static_cast<int32_t>(kept) < min_keep)) {
+        kept++;
+    }
+    work.found.resize(kept);
+}
+
+// Gather what top-p and min-p can keep, which are the first of the sorted candidates, without gathering all of them: first
+// what is within a distance of the largest logit, and while that is not enough, within twice the distance. min-p has been
+// applied then. Returns the weight of the whole row, if top-p needs it.
+double gather_for_top_p(
+        Workspace & work, const og_fast_sampler & sampler, const float * values, int32_t n, float largest) {
+    const bool nucleus = sampler.top_p < 1.0f;
+    const float bound = sampler.min_p > 0.0f ? largest + logf(sampler.min_p) : -INFINITY;
+    const double total = nucleus ? work.sum_of_weights(values, n, largest, 1.0f) : 0.0;
+    for (float distance = 8.0f;; distance *= 2) {
+        const bool all = distance > 128.0f;
+        work.gather(values, n, std::max(bound, all ? -INFINITY : largest - distance));
+        const bool enough = !nucleus || largest - distance <= bound || all;
+        if (enough || work.weigh(largest, 1.0f) >= sampler.top_p * total) {
+            break;
+        }
+    }
+    if (nucleus) {
+        work.sort_found();
+    }
+    return total;
+}
+
+// Put the tokens that may be drawn into `found`, and return the largest of their logits.
+float filter(Workspace & work, const og_fast_sampler & sampler, const float * values, int32_t n, float largest) {
+    const bool typical = sampler.typical_p < 1.0f;
+    bool relative = sampler.min_p > 0.0f;
+    double total = 0.0;
+    if (sampler.top_k > 0) {
+        work.gather_largest(values, n, sampler.top_k);
+    } else if (typical || sampler.min_keep > 1) {
+        work.gather(values, n, -INFINITY);
+        work.sort_found();
+    } else {
+        total = gather_for_top_p(work, sampler, values, n, largest);
+        relative = false;
+    }
+    if (typical) {
+        keep_typical(work, largest, sampler.typical_p, sampler.min_keep);
+        largest = work.found[0].logit;
+        total = 0.0;
+    }
+    if (sampler.top_p < 1.0f) {
+        keep_nucleus(work, largest, total, sampler.top_p, sampler.min_keep);
+    }
+    if (relative) {
+        keep_min_p(work, largest, sampler.min_p, sampler.min_keep);
+    }
+    return largest;
+}
+
+// --- drawing --------------------------------------------------------------------------------------------------------
+
+// Draw from the whole row: the block by the sums, then the token in it.
+int32_t draw_from_row(
+        Workspace & work, const og_fast_sampler & sampler, const float * values, int32_t n, float largest,
+        double chance) {
+    const float rate = std::min(1.0f / sampler.temperature, 1e38f);  // 0 * infinity is no number
+    double left = chance * work.sum_of_weights(values, n, largest, rate);
+    const std::vector<double> & sums = work.sums;
+    size_t block = 0;
+    while (block + 1 < sums.size() && left >= sums[block]) {
+        left -= sums[block++];
+    }
+    const int32_t begin = static_cast<int32_t>(block) * BLOCK_LOGITS;
+    return og::draw_from_block(values, n, begin, largest, rate, left, work.first_of(values, largest));
+}
+
+int32_t draw_from_found(Workspace & work, const og_fast_sampler & sampler, float largest, double chance) {
+    double left = chance * work.weigh(largest, sampler.temperature);
+    size_t i = 0;
+    for (; i + 1 < work.found.size(); i++) {
+        left -= work.weights[i];
+        if (left < 0) {
+            break;
+        }
+    }
+    return work.found[i].token;
+}
+
+int32_t choose(Workspace & work, og_fast_sampler & sampler, const float * values, int32_t n) {
+    const float largest = work.measure_finite(values, n);
+    if (largest == -INFINITY) {
+        return OG_REFUSED;
+    }
+    if (sampler.temperature == 0) {
+        return work.first_of(values, largest);
+    }
+    const double chance = uniform(&sampler.random_state);
+    if (sampler.top_k <= 0 && sampler.typical_p >= 1.0f && sampler.top_p >= 1.0f && sampler.min_p <= 0.0f) {
+        return draw_from_row(work, sampler, values, n, largest, chance);
+    }
+    return draw_from_found(work, sampler, filter(work, sampler, values, n, largest), chance);
+}
+
+// Write down the logarithms of the probabilities that the model itself gives: the row is as the model left it.
+void tell_logprobs(Workspace & work, og_fast_sampler & sampler, const float * values, int32_t n) {
+    const float largest = work.measure_finite(values, n);
+    const double log_total = largest + std::log(work.sum_of_weights(values, n, largest, 1.0f));
+    sampler.logprob = static_cast<float>(values[sampler.token] - log_total);
+    if (sampler.n_top > 0) {
+        work.gather_largest(values, n, sampler.n_top);
+        const std::vector<Candidate> & found = work.found;
+        const auto n_found = static_cast<int32_t>(found.size());
+        for (int32_t i = 0; i < sampler.n_top; i++) {
+            sampler.top_tokens[i] = i < n_found ? found[i].token : -1;
+            sampler.top_logprobs[i] = i < n_found ? static_cast<float>(found[i].logit - log_total) : -INFINITY;
+        }
+    }
+}
+
+int32_t choose_by_rules(Workspace & work, og_fast_sampler & sampler, float * logits, int32_t n_vocab) {
+    EditedRow edited(work, logits);
+    edited.add_biases(sampler);
+    edited.subtract_penalties(sampler, n_vocab);
+    const float * values = logits;
+    if (sampler.mask != nullptr) {
+        copy_allowed(work, logits, n_vocab, sampler.mask);
+        values = work.row.data();
+    }
+    return choose(work, sampler, values, n_vocab);
 }
 
 }  // namespace
 
-static OG_WIDE int32_t og_argmax(const float * values, int32_t n) noexcept {
-    float most = -INFINITY;
-    int32_t place = 0;
-    for (int32_t begin = 0; begin < n; begin += BLOCK) {
-        const Floats lanes = largest_of(values + begin, n - begin < BLOCK ? n - begin : BLOCK);
-        if (any_of(lanes > most)) {
-            most = largest_lane(lanes);
-            place = begin;
-        }
-    }
-    if (most == -INFINITY) {
-        return -1;
-    }
-    while (values[place] != most) {
-        place++;
-    }
-    return place;
-}
-
-static int32_t og_fast_sample(og_fast_sampler * sampler, float * logits, int32_t n_vocab) noexcept {
-    Desk & desk = desk_of_thread;
-    try {
-        desk.edit(sampler, logits, n_vocab);
-        const float * values = logits;
-        if (sampler->mask != nullptr) {
-            desk.copy_allowed(logits, n_vocab, sampler->mask);
-            values = desk.row.data();
-        }
-        const int32_t token = desk.choose(sampler, values, n_vocab);
-        desk.undo(logits);
+int32_t og_fast_sample(og_fast_sampler * sampler, float * logits, int32_t n_vocab) {
+    return og::guarded_call("og_fast_sample", OG_THREW, [=]() -> int32_t {
+        Workspace & work = workspace_of_thread;
+        const int32_t token = choose_by_rules(work, *sampler, logits, n_vocab);
         sampler->token = token;
         if (token < 0) {
             return token;
         }
         if (sampler->n_top >= 0) {
-            desk.tell_logprobs(sampler, logits, n_vocab);
+            tell_logprobs(work, *sampler, logits, n_vocab);
         }
-        keep_recent(*sampler, token);
+        og::keep_recent(*sampler, token);
         return token;
-    } catch (const std::exception & error) {
-        desk.undo(logits);
-        remember("og_fast_sample", error.what());
-    } catch (...) {
-        desk.undo(logits);
-        remember("og_fast_sample", "an exception that is no std::exception");
-    }
-    return OG_THREW;
+    });
 }

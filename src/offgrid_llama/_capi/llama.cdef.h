@@ -1,11 +1,11 @@
-// What Python may call of llama.cpp, declared for cffi in API mode. Written by hand.
+// The part of llama.cpp that Python may call, declared for cffi in API mode. Written by hand.
 //
 // First what is used of ggml.h, ggml-cpu.h, ggml-backend.h, ggml-opt.h and gguf.h, then all of llama.h in its own
 // order and under its own headings. Names of parameters and fields, and the text of types, are the headers' own.
 // Functions left out are listed in unbound.txt, each with its reason.
 //
 // Checked twice: the compiler reads these declarations beside the real headers when the extension is built, and
-// tests/test_capi_coverage.py holds every name, type, size, offset and value against the pinned headers.
+// tests/capi/test_coverage.py holds every name, type, size, offset and value against the pinned headers.
 
 // ---------------------------------------------------------------------------------------------------------------
 // ggml.h

@@ -1,49 +1,47 @@
-"""MessageReader: what a model writes, told apart as it comes: reasoning, content, and calls of tools (pure)."""
+"""MessageReader: tells reasoning, content and calls of tools apart in a model's text, as it arrives (pure)."""
 
 from __future__ import annotations
 
-from offgrid_llama.chat.reasoning import Reasoning, Splitter
-from offgrid_llama.chat.tool_reader import Told, ToolReader
+from .reasoning import Reasoning, Splitter
+from .tools.call_reader import ToolReader
+from .tools.deltas import MessageDelta
 
 __all__ = ["MessageReader"]
 
 
 class MessageReader:
-    """Takes text as it comes.
+    """Takes a model's text piece by piece.
 
     Args:
-        reasoning: what marks reasoning; None is that there is none.
-        inside: whether the prompt has opened it.
-        tools: reads the calls; None is that there are none.
-        parts: whether that reads the reasoning, too.
+        reasoning: the marks around reasoning. None is that it stays in the content.
+        inside: whether the prompt has opened the reasoning.
+        tools: reads the calls; None where none may be made. It may be a reader that tells reasoning from content itself.
     """
 
-    def __init__(
-        self,
-        reasoning: Reasoning | None,
-        *,
-        inside: bool = False,
-        tools: ToolReader | None = None,
-        parts: bool = False,
-    ) -> None:
-        self._splitter = Splitter(None if parts else reasoning, inside=inside)
-        self._join = parts and reasoning is None
+    def __init__(self, reasoning: Reasoning | None, *, inside: bool = False, tools: ToolReader | None = None) -> None:
+        by_tools = tools is not None and tools.reads_reasoning
+        self._splitter = Splitter(None if by_tools else reasoning, inside=inside)
+        self._joins = by_tools and reasoning is None
         self._tools = tools
 
-    def push(self, text: str) -> Told:
-        """Take more text; return what there is of each."""
-        thought, content = self._splitter.push(text)
-        return self._told(thought, content)
+    def push(self, text: str) -> MessageDelta:
+        """Take more text; return what it adds to the message."""
+        return self._delta(*self._splitter.push(text))
 
-    def finish(self) -> Told:
-        """Return what was held back, at the end of the text."""
-        told = self._told(*self._splitter.finish())
-        return told if self._tools is None else told.followed_by(self._told("", "", over=True))
+    def finish(self, *, cut: bool = False) -> MessageDelta:
+        """Return what was held back, at the end of the text.
 
-    def _told(self, thought: str, content: str, *, over: bool = False) -> Told:
+        Where the text was cut, and did not end by itself, the beginning of a mark or of a call is left out.
+        """
+        held = self._delta(*self._splitter.finish(cut=cut))
+        return held if self._tools is None else held.followed_by(self._joined(self._tools.finish(cut=cut)))
+
+    def _delta(self, reasoning: str, content: str) -> MessageDelta:
+        """Return what was told apart so far, with the calls in the content read."""
         if self._tools is None:
-            return Told(thought, content, [])
-        found = self._tools.finish() if over else self._tools.push(content)
-        if self._join:
-            found = Told("", found.reasoning + found.content, found.calls)
-        return Told(thought + found.reasoning, found.content, found.calls)
+            return MessageDelta(reasoning, content, [])
+        return MessageDelta(reasoning, "", []).followed_by(self._joined(self._tools.push(content)))
+
+    def _joined(self, found: MessageDelta) -> MessageDelta:
+        """Return what the reader of calls has found, with its reasoning as content where that is not told apart."""
+        return MessageDelta("", found.reasoning + found.content, found.calls) if self._joins else found

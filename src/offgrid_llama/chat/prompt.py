@@ -12,28 +12,36 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
-from offgrid_llama.params import TokenAttr
+from offgrid_llama.native.enums import TokenAttr
+from offgrid_llama.text.json_text import whole_text
 
 if TYPE_CHECKING:
-    from offgrid_llama.chat.template import Part
-    from offgrid_llama.vocab import Vocab
+    from offgrid_llama.model.vocab import Vocab
+
+    from .template.template import PromptPart
 
 __all__ = ["TextTokens", "prompt_tokens"]
 
-_SPACES = " \t\n\v\f\r"  # of C's isspace()
+_SPACES = " \t\n\v\f\r"  # those of C's isspace()
 
-MOST_CHARACTERS = 4 * 2**20
-"""Of the texts whose tokens a TextTokens keeps; they take some two bytes each."""
+KNOWN_MAX_CHARACTERS = 4 * 2**20
+"""The characters of all texts whose tokens are kept; the tokens take some two bytes for each."""
 
 
 class TextTokens:
     """The token ids of texts between control tokens, which do not depend on what stands around them. Thread-safe.
 
-    A conversation that goes on has all but the last ones in common with the turn before. Those used least recently go.
+    A conversation that goes on shares all but the last texts with the turn before. The texts used least recently are
+    forgotten.
+
+    Args:
+        vocab: the vocabulary to tokenize with.
+        max_characters: the characters of all texts that are kept. A longer text is not kept.
     """
 
-    def __init__(self, vocab: Vocab) -> None:
+    def __init__(self, vocab: Vocab, *, max_characters: int = KNOWN_MAX_CHARACTERS) -> None:
         self._vocab = vocab
+        self._max_characters = max_characters
         self._lock = threading.Lock()
         self._known: OrderedDict[tuple[str, str], array[int]] = OrderedDict()
         self._n_characters = 0
@@ -41,7 +49,7 @@ class TextTokens:
     def __call__(self, text: str, salt: str = "") -> Sequence[int]:
         """Return the token ids of a text, no control tokens among them; raises as ``Vocab.tokenize`` does.
 
-        Only texts of the same ``salt`` are known, so that how quick this is tells nothing of others.
+        Only texts with the same ``salt`` are known, so that the time it takes shows nothing of other callers' texts.
         """
         key = (salt, text)
         with self._lock:
@@ -51,51 +59,66 @@ class TextTokens:
                 return known
         tokens = array("i", self._vocab.tokenize(text, add_special=False))
         with self._lock:
-            if key not in self._known and len(text) <= MOST_CHARACTERS:
+            if key not in self._known and len(text) <= self._max_characters:
                 self._known[key] = tokens
                 self._n_characters += len(text)
-                while self._n_characters > MOST_CHARACTERS:
+                while self._n_characters > self._max_characters:
                     self._n_characters -= len(self._known.popitem(last=False)[0][1])
         return tokens
 
+    def clear(self) -> None:
+        """Forget all texts."""
+        with self._lock:
+            self._known.clear()
+            self._n_characters = 0
+
 
 def prompt_tokens(
-    vocab: Vocab, parts: Sequence[Part], known: Callable[[str], Sequence[int]] | None = None
+    vocab: Vocab, parts: Sequence[PromptPart], known: Callable[[str], Sequence[int]] | None = None
 ) -> list[int]:
     """Return the token ids of a prompt (``llama_tokenize``).
 
-    They are those of the whole text with ``parse_special=True``, but for control tokens that are not the template's: in what
-    came with the conversation, and across its borders, the same characters are text. The model's BOS is added where it wants
-    one and the template wrote none.
+    They are those of the whole text with ``parse_special=True``, but for control tokens that are not the template's: in
+    texts that came with the conversation, and across their borders, the same characters are text. The model's BOS is
+    added where the model wants one and the template wrote none. Half of a character, which no UTF-8 has, becomes U+FFFD:
+    others have written many of the texts.
 
-    ``known`` gives the tokens of the texts between control tokens, as TextTokens does.
+    Args:
+        vocab: the model's vocabulary.
+        parts: the rendered prompt.
+        known: returns the tokens of a text between control tokens, as TextTokens does.
 
     Raises TokenizeError as ``Vocab.tokenize`` does.
     """
+    parts = [part._replace(text=whole_text(part.text)) for part in parts]
     text = "".join(part.text for part in parts)
-    controls = vocab.control_tokens()
-    allowed: list[tuple[int, int]] = []  # where the template's text is
-    at = 0
-    for part in parts:
-        if part.special:
-            begin = allowed.pop()[0] if allowed and allowed[-1][1] == at else at
-            allowed.append((begin, at + len(part.text)))
-        at += len(part.text)
     tokens: list[int] = []
     of_text = known or TextTokens(vocab)
-    for piece in _cut(vocab, text, allowed, controls):
+    for piece in _pieces(vocab, text, _spans_of_template(parts)):
         tokens += [piece] if isinstance(piece, int) else of_text(piece)
     if vocab.add_bos and vocab.bos is not None and tokens[:1] != [vocab.bos]:
         tokens.insert(0, vocab.bos)
     return tokens
 
 
-def _found(text: str, controls: Mapping[str, int]) -> Iterator[tuple[int, int]]:
-    """Yield where a control token could be read, also where several overlap."""
+def _spans_of_template(parts: Sequence[PromptPart]) -> list[tuple[int, int]]:
+    """Return start and end of the template's texts in the prompt, neighbours as one."""
+    spans: list[tuple[int, int]] = []
+    at = 0
+    for part in parts:
+        if part.special:
+            begin = spans.pop()[0] if spans and spans[-1][1] == at else at
+            spans.append((begin, at + len(part.text)))
+        at += len(part.text)
+    return spans
+
+
+def _places(text: str, controls: Mapping[str, int]) -> Iterator[tuple[int, int]]:
+    """Yield start and end of each text that could be read as a control token, also where several overlap."""
     if not controls:
         return
     lengths = sorted({len(control) for control in controls})
-    # There are no more of them than of their beginnings, and few of these.
+    # Looking for their first two characters is quick, as there are few different ones.
     begins = "|".join(re.escape(begin) for begin in sorted({control[:2] for control in controls}))
     for match in re.finditer(f"(?={begins})", text):
         begin = match.start()
@@ -105,25 +128,30 @@ def _found(text: str, controls: Mapping[str, int]) -> Iterator[tuple[int, int]]:
 
 
 def _inside(spans: Sequence[tuple[int, int]], begin: int, end: int) -> bool:
-    """Return whether one of the spans, which are in order, has all of [begin, end)."""
+    """Return whether all of [begin, end) lies in one of the spans, which are in order."""
     at = bisect_right(spans, (begin, sys.maxsize)) - 1
     return at >= 0 and end <= spans[at][1]
 
 
-def _cut(
-    vocab: Vocab, text: str, allowed: Sequence[tuple[int, int]], controls: Mapping[str, int]
-) -> Iterator[int | str]:
-    """Yield the control tokens of the template's text, and the texts between them.
-
-    The longest tokens first, as llama.cpp does, which then strips what stands beside some of them.
-    """
+def _controls_of_template(
+    text: str, allowed: Sequence[tuple[int, int]], controls: Mapping[str, int]
+) -> dict[tuple[int, int], int]:
+    """Return the control tokens in the template's text, by start and end, the longest first, as llama.cpp reads them."""
     found: dict[tuple[int, int], int] = {}
     taken = bytearray(len(text))
-    places = sorted(_found(text, controls), key=lambda place: (place[0] - place[1], place[0]))
-    for begin, end in places:
+    for begin, end in sorted(_places(text, controls), key=lambda place: (place[0] - place[1], place[0])):
         if _inside(allowed, begin, end) and not any(taken[begin:end]):
             taken[begin:end] = b"1" * (end - begin)
             found[begin, end] = controls[text[begin:end]]
+    return found
+
+
+def _pieces(vocab: Vocab, text: str, allowed: Sequence[tuple[int, int]]) -> Iterator[int | str]:
+    """Yield the control tokens of the template's text, and the texts between them.
+
+    Spaces beside a token that strips them are left out, as llama.cpp does.
+    """
+    found = _controls_of_template(text, allowed, vocab.control_tokens())
     borders = [(0, 0), *sorted(found), (len(text), len(text))]
     for (begin, end), (next_begin, next_end) in pairwise(borders):
         before, after = found.get((begin, end)), found.get((next_begin, next_end))

@@ -1,4 +1,4 @@
-"""The command line, ``offgrid-llama``: ``app.py`` says what there is, ``exits.py`` how it ends."""
+"""The command line, ``offgrid-llama``: ``app.py`` has the commands, ``exits.py`` the exit codes."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ def main() -> int:
     """Run the command line with the arguments of this process, and return the exit code."""
     try:
         if sys.argv[1:2] == ["serve"] and not {"-h", "--help", "--check"}.intersection(sys.argv):
-            from ..server.launch import prepare
+            from offgrid_llama.server.supervision.launch import launcher
 
-            prepare()  # the start of the server is as long as this worker's
-        import rich  # noqa: F401 - typer can do without it, the progress bars cannot
+            launcher.prepare()  # the start of the server waits for its first worker
+        import rich  # noqa: F401 - typer works without it, the progress bars do not
 
         from .app import run_app
     except ModuleNotFoundError as error:

@@ -1,4 +1,4 @@
-"""The program: its commands, and the one place where whatever goes wrong becomes a line on stderr and an exit code."""
+"""The program: its commands, and the one place where an error becomes a line on stderr and an exit code."""
 
 from __future__ import annotations
 
@@ -12,9 +12,11 @@ import typer
 import offgrid_llama
 
 from . import exits, output
+from .batch import batch
 from .chat import chat
 from .doctor import doctor
 from .inspect import inspect
+from .llama_server import llama_server
 from .models import models, pull, remove
 from .options import Verbose
 from .quantize import quantize
@@ -27,22 +29,26 @@ __all__ = ["app", "run_app"]
 
 PROG = "offgrid-llama"
 
-_EXITS = "Exit codes: " + "; ".join(f"{code} {what}" for code, what in exits.TABLE.items()) + "."
+_EXIT_CODES = "Exit codes: " + "; ".join(f"{code} {what}" for code, what in exits.TABLE.items()) + "."
 
 app = typer.Typer(
     name=PROG,
     help="Run llama.cpp models on this machine.",
-    epilog=_EXITS,
+    epilog=_EXIT_CODES,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (run, chat, serve, models, pull, remove, inspect, tokenize, quantize, rpc_server, doctor):
-    app.command(epilog=_EXITS)(command)
+for command in (run, chat, serve, batch, models, pull, remove, inspect, tokenize, quantize, rpc_server, doctor):
+    app.command(epilog=_EXIT_CODES)(command)
+app.command(
+    "llama-server", add_help_option=False,
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []},
+)(llama_server)  # fmt: skip
 
 
 def _version(wanted: bool) -> None:
     if wanted:
-        from ..backend import build_info
+        from offgrid_llama.native.backend import build_info
 
         info = build_info()
         commit = f", {info.commit[:12]}" if info.commit else ""
@@ -64,7 +70,7 @@ def _options(
 
 
 def run_app(arguments: Sequence[str]) -> int:
-    """Run a command line and return its exit code, one of ``exits.TABLE``; nothing but SystemExit leaves it."""
+    """Run a command line and return its exit code, one of ``exits.TABLE``. The only exception it raises is SystemExit."""
     try:
         code: Any = app(args=list(arguments), prog_name=PROG, standalone_mode=False)
         return code if isinstance(code, int) else 0
@@ -91,5 +97,5 @@ def _report(error: Exception, *, as_json: bool) -> int:
 
 
 def _asks_for_json(arguments: Sequence[str]) -> bool:
-    """Whether ``--json`` is there, also where the command line is too wrong to be parsed."""
+    """Whether ``--json`` is given, also in a command line that cannot be parsed."""
     return "--json" in (arguments[: arguments.index("--")] if "--" in arguments else arguments)

@@ -11,55 +11,67 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .. import store
-from ..errors import ContextLengthError, OffgridLlamaError
+from offgrid_llama import store
+from offgrid_llama.errors import ContextLengthError, OffgridLlamaError
+
 from . import output
 from .exits import INTERRUPTED
-from .options import GpuLayers, ModelName, Verbose, decode, gpu_layers, to_file
+from .options import (
+    GpuLayers,
+    ModelName,
+    Seed,
+    SystemMessage,
+    Temperature,
+    Threads,
+    Verbose,
+    decode,
+    gpu_layers,
+    to_file,
+)
 
 if TYPE_CHECKING:
-    from ..engine import Chat, ChatCompletion, Engine
+    from offgrid_llama.engine import Chat, ChatCompletion, Engine
+    from offgrid_llama.engine.chat_options import TurnArguments
 
 __all__ = ["chat"]
 
 DEFAULT_N_CTX = 8192
+"""Positions of a context without ``--n-ctx``: enough for a long talk, and of most models not all that they allow."""
 
 
 def chat(
     model: ModelName = store.DEFAULT_MODEL,
-    system: Annotated[str | None, typer.Option(help="A system message.", show_default=False)] = None,
-    max_tokens: Annotated[int, typer.Option("--max-tokens", "-n", min=1, help="Most tokens of an answer.")] = 2048,
-    temperature: Annotated[
-        float, typer.Option("--temperature", "-t", min=0, help="0 always takes the most probable token.")
-    ] = 0.8,
-    seed: Annotated[
-        int | None, typer.Option(min=0, max=2**32 - 2, help="Repeat a random choice.", show_default="random")
-    ] = None,
+    system: SystemMessage = None,
+    max_tokens: Annotated[
+        int, typer.Option("--max-tokens", "-n", min=1, help="End an answer after this number of tokens.")
+    ] = 2048,
+    temperature: Temperature = 0.8,
+    seed: Seed = None,
     reasoning_budget: Annotated[
-        int | None, typer.Option(min=0, help="Most tokens to think before an answer.", show_default="no limit")
+        int | None, typer.Option(min=0, help="End reasoning after this number of tokens.", show_default="no limit")
     ] = None,
     n_ctx: Annotated[
-        int | None, typer.Option(min=1, help="Positions of the context.", show_default=f"{DEFAULT_N_CTX} at most")
+        int | None, typer.Option(min=1, help="Positions of the context.", show_default=f"up to {DEFAULT_N_CTX}")
     ] = None,
-    n_threads: Annotated[int | None, typer.Option(min=1, help="CPU threads.", show_default="physical cores")] = None,
+    n_threads: Threads = None,
     n_gpu_layers: GpuLayers = "auto",
     verbose: Verbose = False,
 ) -> None:
-    """Talk with a model. Enter sends, Alt-Enter begins a new line, Ctrl-C stops an answer, /help has the rest.
+    """Talk with a model. Enter sends, Alt-Enter begins a new line, Ctrl-C stops an answer, /help lists the commands.
 
-    Where stdin is no terminal each of its lines is a message, and the answers alone go to stdout.
+    Where stdin is no terminal, each of its lines is a message, and only the answers go to stdout.
     """
-    from ..engine import Engine
-    from ..model import Model
+    from offgrid_llama.engine import Engine
+    from offgrid_llama.model.model import Model
 
     layers = gpu_layers(n_gpu_layers)
-    options: dict[str, Any] = {"max_tokens": max_tokens, "temperature": temperature, "seed": seed}
-    if reasoning_budget is not None:
-        options["reasoning_budget"] = reasoning_budget
+    options: TurnArguments = {
+        "max_tokens": max_tokens, "temperature": temperature, "seed": seed, "reasoning_budget": reasoning_budget,
+    }  # fmt: skip
     with Model(to_file(model), n_gpu_layers=layers) as loaded:
         n_ctx = n_ctx or min(loaded.n_ctx_train or DEFAULT_N_CTX, DEFAULT_N_CTX)
         with Engine(loaded, n_seq_max=1, n_ctx=n_ctx, n_threads=n_threads) as engine:
-            engine._format(None)  # a model without a template is refused before anybody has typed something
+            engine.chat_format()  # a model without a template is refused before the first message is typed
             talk = Talk(engine, system, options)
             if sys.stdin is not None and sys.stdin.isatty():
                 talk.at_the_terminal(loaded.path.name)
@@ -68,58 +80,64 @@ def chat(
 
 
 class Talk:
-    """A conversation and the commands on it."""
+    """A conversation, and the commands that begin with "/".
 
-    def __init__(self, engine: Engine, system: str | None, options: dict[str, Any]) -> None:
+    Args:
+        engine: answers the messages.
+        system: the system message, if any.
+        options: of each answer.
+    """
+
+    def __init__(self, engine: Engine, system: str | None, options: TurnArguments) -> None:
         self._engine = engine
         self._options = options
         self._chat = self._new(system)
-        self._last: ChatCompletion | None = None
+        self._last: ChatCompletion[Any] | None = None
         self._pretty = False
         self._over = False
         self._commands: dict[str, tuple[str, Callable[[str], None]]] = {
-            "help": ("this list", self._help),
-            "clear": ("forget the conversation, but for the system message", self._clear),
+            "help": ("list the commands", self._help),
+            "clear": ("remove all messages but the system message", self._clear),
             "system": (
-                "TEXT: another system message, in a new conversation; without a text there is none",
+                "TEXT: begin a new conversation with this system message, or without one",
                 self._system,
             ),
-            "undo": ("take back the last question and its answer", lambda _: self._chat.undo()),
-            "retry": ("answer the last question once more", self._retry),
+            "undo": ("remove the last question and its answer", lambda _: self._chat.undo()),
+            "retry": ("answer the last question again", self._retry),
             "save": ("FILE: write the conversation as JSON", self._save),
-            "load": ("FILE: go on with a conversation", self._load),
+            "load": ("FILE: continue a conversation that was saved", self._load),
             "stats": ("tokens and seconds of the last answer", self._stats),
-            "exit": ("leave, as Ctrl-D does", self._exit),
+            "exit": ("end, as Ctrl-D does", self._exit),
         }
 
     def _new(self, system: str | None) -> Chat:
-        from ..engine import Chat
+        from offgrid_llama.engine import Chat
 
         return Chat(self._engine, system or None, **self._options)
 
-    # Where it comes from ----------------------------------------------------------------------------------------------
+    # Input ------------------------------------------------------------------------------------------------------------
 
     def from_a_pipe(self) -> None:
-        """Take each line of stdin as a message."""
+        """Take each line of stdin for a message."""
         for line in sys.stdin.buffer if sys.stdin is not None else ():
             text = decode(line, "stdin").rstrip("\r\n")
-            if text.strip() and not self._take(text):
-                return
+            if text.strip():
+                self._take(text)
             if self._over:
                 return
 
     def at_the_terminal(self, name: str) -> None:
-        """Take what is typed."""
+        """Take each input at the terminal for a message, or a command."""
         self._pretty = sys.stdout is not None and sys.stdout.isatty()
-        output.err(f"{name}. /help lists the commands, Ctrl-D leaves.")
+        output.err(f"{name}. /help lists the commands, Ctrl-D ends.")
         for text in _typed():
             if text.strip():
                 self._take(text)
             if self._over:
                 return
 
-    def _take(self, text: str) -> bool:
-        """Do what a line says; return whether to go on."""
+    def _take(self, text: str) -> None:
+        """Carry out one input: a command, or a message."""
         try:
             if text.startswith("/"):
                 name, _, argument = text[1:].partition(" ")
@@ -130,15 +148,16 @@ class Talk:
             else:
                 self._say(text)
         except ContextLengthError as error:
-            output.err(f"The conversation is too long: {error.message}. /clear begins anew, /undo takes back a turn.")
+            output.err(
+                f"The conversation is too long: {error.message}. /clear removes its messages, /undo the last turn."
+            )
         except (OffgridLlamaError, OSError, ValueError) as error:
             output.err(f"error: {output.one_line(str(error))}")
         except KeyboardInterrupt:
             if not self._pretty:
                 raise typer.Exit(INTERRUPTED) from None
-        return True
 
-    # What it does -----------------------------------------------------------------------------------------------------
+    # Answers and commands ---------------------------------------------------------------------------------------------
 
     def _say(self, text: str) -> None:
         reply = self._last = self._chat.say(text)
@@ -154,14 +173,14 @@ class Talk:
             output.err("(cut off: --max-tokens, or the context is full)")
 
     @staticmethod
-    def _show_plain(reply: ChatCompletion) -> None:
+    def _show_plain(reply: ChatCompletion[Any]) -> None:
         for delta in reply:
             if delta.content:
                 output.put(delta.content)
         output.put("\n")
 
     @staticmethod
-    def _show_pretty(reply: ChatCompletion) -> None:
+    def _show_pretty(reply: ChatCompletion[Any]) -> None:
         from rich.console import Console
 
         from .markdown import MarkdownStream
@@ -172,12 +191,12 @@ class Talk:
                 if delta.reasoning:
                     thought.push(delta.reasoning)
                 if delta.content:
-                    thought.__exit__()  # all of it stands before the answer
+                    thought.__exit__()  # all of it is written before the answer
                     answer.push(delta.content)
 
     def _help(self, _: str) -> None:
-        for name, (what, _function) in self._commands.items():
-            output.err(f"/{name:8} {what}")
+        for name, (description, _function) in self._commands.items():
+            output.err(f"/{name:8} {description}")
 
     def _clear(self, _: str) -> None:
         messages = self._chat.messages
@@ -189,7 +208,7 @@ class Talk:
     def _retry(self, _: str) -> None:
         asked = [message["content"] for message in self._chat.messages if message["role"] == "user"]
         if not asked:
-            output.err("Nothing was said yet.")
+            output.err("There is no question yet.")
             return
         self._chat.undo()
         self._say(str(asked[-1]))
@@ -201,7 +220,7 @@ class Talk:
         Path(file).expanduser().write_text(text + "\n", encoding="utf-8")
 
     def _load(self, file: str) -> None:
-        from ..chat.messages import plain_messages
+        from offgrid_llama.chat.messages import plain_messages
 
         if not file:
             raise ValueError("/load takes the name of a file")
@@ -216,10 +235,10 @@ class Talk:
 
     def _stats(self, _: str) -> None:
         if self._last is None:
-            output.err("Nothing was said yet.")
+            output.err("There is no answer yet.")
             return
         usage, timings = self._last.usage, self._last.timings
-        line = f"{usage.prompt_tokens:,} prompt tokens, {usage.cached_tokens:,} of them known"
+        line = f"{usage.prompt_tokens:,} prompt tokens, {usage.cached_tokens:,} of them cached"
         line += f"; {usage.completion_tokens:,} tokens"
         if timings.first_token is not None and timings.decode:
             speed = usage.completion_tokens / timings.decode
@@ -231,7 +250,7 @@ class Talk:
 
 
 def _typed() -> Iterator[str]:
-    """Yield what is typed at the terminal, until Ctrl-D."""
+    """Yield each input at the terminal, until Ctrl-D."""
     from prompt_toolkit import PromptSession
     from prompt_toolkit.history import FileHistory, History, InMemoryHistory
     from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
@@ -252,12 +271,12 @@ def _typed() -> Iterator[str]:
         folder.mkdir(parents=True, exist_ok=True)
         history = FileHistory(str(folder / "chat_history"))
     except OSError as error:
-        output.err(f"What you type is not remembered: {error}")
+        output.err(f"The history of your input cannot be saved: {error}")
     session: PromptSession[str] = PromptSession("> ", multiline=True, key_bindings=keys, history=history)
     while True:
         try:
             yield session.prompt()
         except KeyboardInterrupt:
-            output.err("Ctrl-D or /exit leaves.")
+            output.err("Ctrl-D or /exit ends.")
         except EOFError:
             return

@@ -1,4 +1,4 @@
-"""``offgrid-llama doctor``: what was built, what it runs on, where things lie, and one decode as proof."""
+"""``offgrid-llama doctor``: the build, the devices, the paths, and one decode as proof."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 import offgrid_llama
+from offgrid_llama import store
+from offgrid_llama.errors import OffgridLlamaError, StoreError, UnknownModelError
 
-from .. import store
-from ..errors import OffgridLlamaError, StoreError, UnknownModelError
 from . import output
 from .exits import FAILURE, explain
 from .options import Json, Verbose
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
 __all__ = ["doctor"]
 
@@ -27,19 +27,21 @@ _EXTRAS = {
     "chat": ("jinja2", "llguidance"), "cli": ("typer", "rich"), "hub": ("huggingface-hub",),
     "server": ("fastapi", "uvicorn", "msgspec"),
 }  # fmt: skip
-_PROOF = "The capital of France is"
-_PROOF_TOKENS = 16
+PROOF_PROMPT = "The capital of France is"
+"""The prompt of the proof, which any model can continue."""
+PROOF_TOKENS = 16
+"""Tokens that the proof generates: enough for a speed."""
 
 
 def doctor(
     model: Annotated[
         str | None,
-        typer.Option("--model", "-m", metavar="NAME|FILE", help="What to decode with.", show_default="the default"),
+        typer.Option("--model", "-m", metavar="NAME|FILE", help="The model of the proof.", show_default="the default"),
     ] = None,
     json: Json = False,
     verbose: Verbose = False,
 ) -> None:
-    """Check this installation; the exit code is 1 if something in it does not work."""
+    """Check this installation. The exit code is 1 if a part of it does not work."""
     report = {
         "versions": _versions(),
         "build": _build(),
@@ -53,13 +55,13 @@ def doctor(
     if json:
         output.json_out({"ok": not failed, **report})
     else:
-        output.out(*_text(report), "", "something does not work, see above" if failed else "all is well")
+        output.out(*_text(report), "", "a part does not work, see above" if failed else "all is well")
     if failed:
         raise typer.Exit(FAILURE)
 
 
 def _try(check: Callable[[], Any]) -> Any:
-    """Return what a check finds, or the error that it met: one broken part must not hide the others."""
+    """Return the result of a check, or its error: one broken part must not hide the others."""
     try:
         return check()
     except Exception as error:
@@ -68,7 +70,7 @@ def _try(check: Callable[[], Any]) -> Any:
 
 
 def _versions() -> dict[str, str]:
-    from .. import backend
+    from offgrid_llama.native import backend
 
     info = backend.build_info()
     commit = f" ({info.commit[:12]})" if info.commit else ""
@@ -81,14 +83,14 @@ def _versions() -> dict[str, str]:
 
 
 def _build() -> dict[str, Any]:
-    from .. import backend
+    from offgrid_llama.native import backend
 
     info = backend.build_info()
     return {"compiler": info.compiler, "flags": list(info.flags), "commit": info.commit}
 
 
 def _devices() -> list[dict[str, Any]]:
-    from .. import backend
+    from offgrid_llama.native import backend
 
     return [
         {
@@ -100,7 +102,7 @@ def _devices() -> list[dict[str, Any]]:
 
 
 def _cpu() -> dict[str, Any]:
-    from .. import backend
+    from offgrid_llama.native import backend
 
     named = backend.features().get("CPU", {})
     return {
@@ -129,9 +131,9 @@ def _extras() -> dict[str, dict[str, Any]]:
 
 
 def _proof(model: str | None) -> dict[str, Any]:
-    """Decode a few tokens. Nothing is downloaded for it: without a model in the cache it says how to get one."""
-    from ..generate import generate
-    from ..model import Model
+    """Generate a few tokens. Without a model in the cache nothing is downloaded; the result names the command for it."""
+    from offgrid_llama.model.model import Model
+    from offgrid_llama.tasks.generate import generate
 
     try:
         path = store.resolve(model or store.DEFAULT_MODEL, download=False)
@@ -141,53 +143,77 @@ def _proof(model: str | None) -> dict[str, Any]:
         name = model or store.DEFAULT_MODEL
         return {"skipped": f"{name} is not in the cache", "cure": f"offgrid-llama pull {name}"}
     with Model(path) as loaded:
-        generation = generate(loaded, _PROOF, max_tokens=_PROOF_TOKENS, temperature=0)
+        generation = generate(loaded, PROOF_PROMPT, max_tokens=PROOF_TOKENS, temperature=0)
         text = generation.text
     if not generation.tokens:
-        raise OffgridLlamaError(f"{path.name} gave no token for {_PROOF!r}")
+        raise OffgridLlamaError(f"{path.name} gave no token for {PROOF_PROMPT!r}")
     return {
         "model": str(path),
-        "prompt": _PROOF,
+        "prompt": PROOF_PROMPT,
         "text": text,
         "tokens": len(generation.tokens),
         "tokens_per_second": generation.tokens_per_second,
     }
 
 
+Row = tuple[str, str]
+
+
 def _text(report: dict[str, Any]) -> list[str]:
-    build, cpu, models, proof = report["build"], report["cpu"], report["models"], report["proof"]
-    rows: list[tuple[str, str]] = list(report["versions"].items())
-    rows.append(("built with", build["compiler"]))
-    rows += [("", flag) for flag in build["flags"]]
-    if isinstance(report["devices"], dict):
-        rows.append(("devices", _broken(report["devices"])))
-    else:
-        for device in report["devices"]:
-            free, total = (output.mib(device[key]) for key in ("memory_free", "memory_total"))
-            what = f"{device['name']}, {device['description']}: {free} free of {total}"
-            rows.append((device["type"], what))
+    rows: list[Row] = list(report["versions"].items())
+    rows.append(("built with", report["build"]["compiler"]))
+    rows += [("", flag) for flag in report["build"]["flags"]]
+    rows += _device_rows(report["devices"])
+    rows += _cpu_rows(report["cpu"])
+    rows += _model_rows(report["models"])
+    rows += _extra_rows(report["extras"])
+    rows += _proof_rows(report["proof"])
+    return output.columns(rows)
+
+
+def _device_rows(devices: list[dict[str, Any]] | dict[str, str]) -> Iterator[Row]:
+    if isinstance(devices, dict):
+        yield "devices", _broken(devices)
+        return
+    for device in devices:
+        free, total = output.mib(device["memory_free"]), output.mib(device["memory_total"])
+        yield device["type"], f"{device['name']}, {device['description']}: {free} free of {total}"
+
+
+def _cpu_rows(cpu: dict[str, Any]) -> Iterator[Row]:
     if "error" in cpu:
-        rows.append(("CPU features", _broken(cpu)))
-    else:
-        rows += [("CPU features", " ".join(cpu["features"])), ("threads", str(cpu["threads"]))]
+        yield "CPU features", _broken(cpu)
+        return
+    yield "CPU features", " ".join(cpu["features"])
+    yield "threads", str(cpu["threads"])
+
+
+def _model_rows(models: dict[str, Any]) -> Iterator[Row]:
     if "error" in models:
-        rows.append(("models in", _broken(models)))
-    else:
-        rows.append(("models in", models["cache_dir"]))
-        rows += [("", f"{name} ({output.human(model['size'])})") for name, model in models["cached"].items()]
-        if not models["cached"]:
-            rows.append(("", "(none yet)"))
-    for extra, found in report["extras"].items():
+        yield "models in", _broken(models)
+        return
+    yield "models in", models["cache_dir"]
+    for name, model in models["cached"].items():
+        yield "", f"{name} ({output.human(model['size'])})"
+    if not models["cached"]:
+        yield "", "(none yet)"
+
+
+def _extra_rows(extras: dict[str, dict[str, Any]]) -> Iterator[Row]:
+    for extra, found in extras.items():
         packages = ", ".join(f"{name} {version or 'is missing'}" for name, version in found["packages"].items())
-        rows.append((f"extra {extra}", packages + (f": {found['cure']}" if found["cure"] else "")))
+        yield f"extra {extra}", packages + (f": {found['cure']}" if found["cure"] else "")
+
+
+def _proof_rows(proof: dict[str, Any]) -> Iterator[Row]:
     if "error" in proof:
-        rows.append(("proof", _broken(proof)))
+        yield "proof", _broken(proof)
     elif "skipped" in proof:
-        rows.append(("proof", f"not tried: {proof['skipped']}; get it with {proof['cure']}"))
+        yield "proof", f"not tried: {proof['skipped']}; get it with {proof['cure']}"
     else:
         speed = f"{proof['tokens']} tokens, {proof['tokens_per_second']:.1f} tokens/s"
-        rows += [("proof", f"{Path(proof['model']).name}: {speed}"), ("", f"{proof['prompt']}{proof['text']}")]
-    return output.columns(rows)
+        yield "proof", f"{Path(proof['model']).name}: {speed}"
+        yield "", f"{proof['prompt']}{proof['text']}"
 
 
 def _broken(part: dict[str, str]) -> str:

@@ -1,11 +1,11 @@
-"""How the program ends: one exit code and one line for each thing that can go wrong."""
+"""Exit codes: each error of a command becomes one code and one line."""
 
 from __future__ import annotations
 
 import errno
 import re
 
-from ..errors import (
+from offgrid_llama.errors import (
     ContextError,
     GGUFError,
     GrammarError,
@@ -27,13 +27,13 @@ PIPE = 141
 
 TABLE = {
     0: "done",
-    FAILURE: "it failed",
-    USAGE: "wrong usage: an option, a value or a grammar that is not possible",
+    FAILURE: "failed",
+    USAGE: "wrong usage: an option, a value or a grammar is not possible",
     MISSING: "no such model or file, or it cannot be read",
     BAD_MODEL: "the file is no GGUF, is cut off, or cannot be loaded",
     NO_ROOM: "the download failed, or a disk is full",
     INTERRUPTED: "interrupted by Ctrl-C",
-    PIPE: "the reader of the output went away",
+    PIPE: "the reader of the output closed the pipe",
 }
 
 _KINDS: tuple[tuple[type[Exception], int], ...] = (
@@ -49,11 +49,11 @@ _DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 class UsageError(ValueError):
-    """Options that do not go together."""
+    """Options that contradict each other, or that this installation cannot serve."""
 
 
 def explain(error: Exception) -> tuple[int, str]:
-    """Return the exit code and the message for whatever a command raised."""
+    """Return the exit code and the message for an exception of a command."""
     show = getattr(error, "format_message", None)  # of click's exceptions; typer has its own copy of click
     if show is not None:
         return USAGE, show()
@@ -69,8 +69,8 @@ def explain(error: Exception) -> tuple[int, str]:
 
 
 def _reason(error: OffgridLlamaError) -> str:
-    """Return what llama.cpp gave as its reason, where its own message is the only one that has it."""
+    """Return llama.cpp's reason, for the errors whose own message has none."""
     if not error.log or not isinstance(error, (ModelLoadError, ContextError, GGUFError)):
         return ""
-    # The first line is nearest to the cause; those after it are from the functions around.
+    # The first line is nearest to the cause; the later ones are from the functions around it.
     return ": " + re.sub(r"^\w+: (error loading model: )?", "", error.log[0])

@@ -1,25 +1,29 @@
-"""``offgrid-llama inspect``: what is in a GGUF file, and the memory that a context on it takes; no weights are read."""
+"""``offgrid-llama inspect``: the contents of a GGUF file, and the memory of a context on it. No weights are read."""
 
 from __future__ import annotations
 
 import math
 from collections import Counter
-from typing import TYPE_CHECKING, Annotated, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypedDict, cast
 
 import typer
 
-from ..errors import OffgridLlamaError
+from offgrid_llama.errors import OffgridLlamaError
+
 from . import output
 from .exits import explain
 from .options import GpuLayers, Json, Verbose, gpu_layers, to_file
 
 if TYPE_CHECKING:
-    from ..gguf import GGUF, Tensor
-    from ..memory_plan import MemoryPlan
+    from offgrid_llama.files.gguf import GGUF, Tensor
+    from offgrid_llama.model.memory_plan import MemoryPlan
+    from offgrid_llama.native.enums import KVType
 
 __all__ = ["inspect"]
 
-_SHOWN = 3  # entries of an array
+ENTRIES_SHOWN = 3
+"""Entries of an array in the output."""
 _TEMPLATE = "tokenizer.chat_template"
 
 
@@ -28,22 +32,23 @@ def inspect(
     tensors: Annotated[bool, typer.Option("--tensors", help="List every tensor.")] = False,
     template: Annotated[bool, typer.Option("--template", help="Print the chat template and nothing else.")] = False,
     n_ctx: Annotated[
-        int | None, typer.Option(min=1, help="Plan memory for this many positions.", show_default="at most 4096")
+        int | None,
+        typer.Option(min=1, help="Positions of the context whose memory is planned.", show_default="up to 4096"),
     ] = None,
-    n_seq_max: Annotated[int, typer.Option(min=1, max=256, help="... in this many sequences.")] = 1,
-    type_k: Annotated[str, typer.Option(metavar="TYPE", help="... with this type of key cache.")] = "f16",
-    type_v: Annotated[str, typer.Option(metavar="TYPE", help="... and of value cache.")] = "f16",
-    n_ubatch: Annotated[int, typer.Option(min=1, help="... computing this many tokens at once.")] = 512,
+    n_seq_max: Annotated[int, typer.Option(min=1, max=256, help="Sequences of the planned context.")] = 1,
+    type_k: Annotated[str, typer.Option(metavar="TYPE", help="Type of its key cache.")] = "f16",
+    type_v: Annotated[str, typer.Option(metavar="TYPE", help="Type of its value cache.")] = "f16",
+    n_ubatch: Annotated[int, typer.Option(min=1, help="Tokens of its micro-batches.")] = 512,
     n_outputs_max: Annotated[
         int | None,
-        typer.Option(min=1, help="... and this many rows of logits.", show_default="--n-seq-max, as run does"),
+        typer.Option(min=1, help="Rows of logits that it holds.", show_default="--n-seq-max, as run does"),
     ] = None,
     n_gpu_layers: GpuLayers = "auto",
     json: Json = False,
     verbose: Verbose = False,
 ) -> None:
-    """Show metadata, tensors, quantization, and the memory that a context takes."""
-    from ..gguf import GGUF
+    """Show metadata, tensors, quantization, and the memory of a context."""
+    from offgrid_llama.files.gguf import GGUF
 
     layers = gpu_layers(n_gpu_layers)
     path = to_file(file)
@@ -57,10 +62,11 @@ def inspect(
         table = header.tensors()
         facts = _facts(header, table)
         metadata = {key: _value(header, key) for key in header}
-    plan = _plan(
-        str(path), n_gpu_layers=layers, n_ctx=n_ctx, n_seq_max=n_seq_max, type_k=type_k, type_v=type_v, n_ubatch=n_ubatch,
-        n_outputs_max=n_seq_max if n_outputs_max is None else n_outputs_max,
-    )  # fmt: skip
+    plan = _plan(path, {
+        "n_gpu_layers": layers, "n_ctx": n_ctx, "n_seq_max": n_seq_max, "n_ubatch": n_ubatch,
+        "n_outputs_max": n_seq_max if n_outputs_max is None else n_outputs_max,
+        "type_k": cast("KVType", type_k), "type_v": cast("KVType", type_v),
+    })  # fmt: skip
     if json:
         listed = [
             {"name": t.name, "type": t.type, "shape": t.shape, "bytes": t.n_bytes, "offset": t.offset} for t in table
@@ -115,12 +121,24 @@ def _describe(facts: dict[str, Any]) -> list[str]:
     return output.columns(rows)
 
 
-def _plan(path: str, **parameters: Any) -> MemoryPlan | str:
-    """Return the plan, or why there is none: a file may be sound and still be no model, such as an adapter."""
-    from ..memory_plan import memory_plan
+class _PlanOptions(TypedDict):
+    """The options of the command that ``memory_plan`` takes, and checks."""
+
+    n_gpu_layers: int | Literal["auto"]
+    n_ctx: int | None
+    n_seq_max: int
+    n_ubatch: int
+    n_outputs_max: int
+    type_k: KVType
+    type_v: KVType
+
+
+def _plan(path: Path, options: _PlanOptions) -> MemoryPlan | str:
+    """Return the plan, or the reason for its failure: a sound file may be no model, such as an adapter."""
+    from offgrid_llama.model.memory_plan import memory_plan
 
     try:
-        return memory_plan(path, **parameters)
+        return memory_plan(path, **options)
     except OffgridLlamaError as error:
         return explain(error)[1]
 
@@ -150,12 +168,12 @@ def _memory_json(plan: MemoryPlan | str) -> dict[str, Any]:
 
 
 def _value(header: GGUF, key: str) -> Any:
-    """Return a value as it is, and an array as its type, length and first entries."""
+    """Return a scalar itself; of an array the type, the length and the first entries."""
     value = header[key]
     if not isinstance(value, list):
         return _plain(value)
     kind = type(value[0]).__name__ if value else "nothing"
-    return {"array_of": kind, "length": len(value), "first": [_plain(item) for item in value[:_SHOWN]]}
+    return {"array_of": kind, "length": len(value), "first": [_plain(item) for item in value[:ENTRIES_SHOWN]]}
 
 
 def _plain(value: Any) -> Any:
@@ -167,7 +185,7 @@ def _metadata(metadata: dict[str, Any]) -> list[str]:
         if not isinstance(value, dict):
             return output.one_line(str(value), 100)
         first = ", ".join(output.one_line(repr(item), 40) for item in value["first"])
-        more = ", ..." if value["length"] > _SHOWN else ""
+        more = ", ..." if value["length"] > ENTRIES_SHOWN else ""
         return f"{value['length']:,} x {value['array_of']}: {first}{more}"
 
     return output.columns([(f"  {key}", text(value)) for key, value in metadata.items()])

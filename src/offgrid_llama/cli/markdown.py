@@ -1,4 +1,4 @@
-"""Markdown that comes piece by piece, to a terminal: whole blocks are printed once, the last one is drawn anew."""
+"""Markdown in pieces, for a terminal: complete blocks are printed once, the last one is redrawn with each piece."""
 
 from __future__ import annotations
 
@@ -15,31 +15,39 @@ if TYPE_CHECKING:
 __all__ = ["MarkdownStream", "settled"]
 
 _FENCE = re.compile(r"^ {0,3}(`{3,}|~{3,})", re.MULTILINE)
-_PER_SECOND = 12
+REDRAWS_PER_SECOND = 12
+"""Redraws of the last block: enough to look smooth."""
 
 
 def settled(text: str) -> int:
-    """Return where the first block of a text ends, which nothing that follows can change; 0 where it goes on (pure)."""
+    """Return the end of the first block of a text that no further text can change; 0 without one (pure)."""
     at = 0
     fence = ""
     for line in text.splitlines(keepends=True):
-        found = _FENCE.match(line)
-        if found and not fence:
-            fence = found[1]
-        elif found and found[1].startswith(fence) and line.strip() == found[1]:
-            fence = ""
+        fence = _fence_after(line, fence)
         at += len(line)
-        if not fence and line.endswith("\n") and not line.strip() and text[:at].strip():
+        is_empty = line.endswith("\n") and not line.strip()
+        if not fence and is_empty and text[:at].strip():
             return at
     return 0
 
 
+def _fence_after(line: str, fence: str) -> str:
+    """Return the marks of the code block that is open after a line, "" for none; ``fence`` is the one before it."""
+    found = _FENCE.match(line)
+    if not found:
+        return fence
+    if not fence:
+        return found[1]
+    return "" if found[1].startswith(fence) and line.strip() == found[1] else fence
+
+
 class MarkdownStream:
-    """Writes Markdown to a console as it comes; a context manager, at whose end all is written.
+    """Writes Markdown to a console in pieces. A context manager; all text is written at its end.
 
     Args:
-        console: rich's.
-        style: of all text.
+        console: rich's Console.
+        style: rich's style of all text.
     """
 
     def __init__(self, console: Console, style: str = "none") -> None:
@@ -49,7 +57,7 @@ class MarkdownStream:
         self._live: Live | None = None
 
     def push(self, text: str) -> None:
-        """Take more text."""
+        """Add text."""
         self._text += output.printable(text)
         blocks = []
         while end := settled(self._text):
@@ -65,10 +73,13 @@ class MarkdownStream:
 
         if self._live is None:
             self._live = Live(
-                console=self._console, refresh_per_second=_PER_SECOND, transient=True, vertical_overflow="visible"
+                console=self._console,
+                refresh_per_second=REDRAWS_PER_SECOND,
+                transient=True,
+                vertical_overflow="visible",
             )
             self._live.start()
-        # What is longer than the screen cannot be taken back.
+        # Lines above the screen cannot be redrawn.
         lines = self._text.split("\n")[-max(self._console.height - 2, 1) :]
         self._live.update(self._markdown("\n".join(lines)))
 

@@ -1,4 +1,4 @@
-"""``offgrid-llama models``, ``pull`` and ``remove``: what is known by name, and what lies on this machine."""
+"""``offgrid-llama models``, ``pull`` and ``remove``: the known models, and those in the cache."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .. import store
-from ..errors import UnknownModelError
+from offgrid_llama import store
+from offgrid_llama.errors import UnknownModelError
+
 from . import output
 from .options import Json, Verbose
 
@@ -16,11 +17,13 @@ if TYPE_CHECKING:
 
 __all__ = ["models", "pull", "remove"]
 
-Name = Annotated[str, typer.Argument(metavar="NAME", help="A name that `models` lists, or hf:ORG/REPO/FILE.gguf.")]
+CatalogName = Annotated[
+    str, typer.Argument(metavar="NAME", help="A name that `models` lists, or hf:ORG/REPO/FILE.gguf.")
+]
 
 
 def models(json: Json = False, verbose: Verbose = False) -> None:
-    """List the models that are known by name and those in the cache."""
+    """List the known models, and those in the cache."""
     listed = _listed()
     if json:
         output.json_out({"cache_dir": str(store.cache_dir()), "default": store.DEFAULT_MODEL, "models": listed})
@@ -64,8 +67,8 @@ def _listed() -> list[dict[str, Any]]:
     return listed
 
 
-def pull(name: Name = store.DEFAULT_MODEL, json: Json = False, verbose: Verbose = False) -> None:
-    """Download a model unless it is there, and print its path."""
+def pull(name: CatalogName = store.DEFAULT_MODEL, json: Json = False, verbose: Verbose = False) -> None:
+    """Download a model unless the cache has it, and print its path."""
     with output.download(name) as progress:
         path: Path = store.pull(name, progress=progress)
     if json:
@@ -74,8 +77,8 @@ def pull(name: Name = store.DEFAULT_MODEL, json: Json = False, verbose: Verbose 
         output.out(str(path))
 
 
-def remove(name: Name, json: Json = False, verbose: Verbose = False) -> None:
-    """Delete a model from the cache, and what a broken download of it left."""
+def remove(name: CatalogName, json: Json = False, verbose: Verbose = False) -> None:
+    """Delete a model from the cache, with the remains of a broken download of it."""
     freed = store.remove(name)
     if not freed:
         raise UnknownModelError(f"{name} is not in the cache {store.cache_dir()}")

@@ -1,4 +1,4 @@
-"""Options that several commands have, and the way from ``--model`` to a file."""
+"""Options that several commands share, and the way from ``--model`` to a file."""
 
 from __future__ import annotations
 
@@ -10,14 +10,22 @@ from typing import Annotated, Literal
 
 import typer
 
-from .. import store
+from offgrid_llama import store
+
 from . import output
 
-__all__ = ["GpuLayers", "Json", "ModelName", "Verbose", "decode", "gpu_layers", "read_text", "to_file"]
+__all__ = [
+    "GpuLayers", "Json", "ModelName", "Seed", "SystemMessage", "Temperature", "Threads", "Verbose", "decode", "gpu_layers",
+    "read_text", "to_file",
+]  # fmt: skip
+
+
+MAX_SEED = 2**32 - 2
+"""Largest seed; llama.cpp takes the next number, 2**32 - 1, for a random one."""
 
 
 class _Printable(logging.Formatter):
-    """llama.cpp logs what is in a model's metadata."""
+    """Writes out control characters: llama.cpp logs a model's metadata, which may have any."""
 
     def format(self, record: logging.LogRecord) -> str:
         return output.printable(super().format(record))
@@ -37,7 +45,7 @@ Verbose = Annotated[
     bool,
     typer.Option("--verbose", "-v", callback=_begin_log, is_eager=True, help="Show llama.cpp's log, on stderr."),
 ]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON; errors are a line of JSON on stderr then.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON; errors become a line of JSON on stderr.")]
 ModelName = Annotated[
     str,
     typer.Option(
@@ -46,14 +54,21 @@ ModelName = Annotated[
 ]
 GpuLayers = Annotated[
     str,
-    typer.Option(
-        "--n-gpu-layers", metavar="N|auto", help="Layers to keep on the GPU; -1 is all, auto is what is there."
-    ),
+    typer.Option("--n-gpu-layers", metavar="N|auto", help="Layers to keep on the GPU; -1 is all, auto as many as fit."),
 ]
+SystemMessage = Annotated[str | None, typer.Option("--system", help="A system message.", show_default=False)]
+Temperature = Annotated[
+    float, typer.Option("--temperature", "-t", min=0, help="0 always takes the most probable token.")
+]
+Seed = Annotated[
+    int | None,
+    typer.Option("--seed", min=0, max=MAX_SEED, help="The same seed gives the same answer.", show_default="random"),
+]
+Threads = Annotated[int | None, typer.Option("--n-threads", min=1, help="CPU threads.", show_default="physical cores")]
 
 
 def gpu_layers(text: str) -> int | Literal["auto"]:
-    """Return what ``--n-gpu-layers`` says."""
+    """Return the value of ``--n-gpu-layers``."""
     if text == "auto":
         return "auto"
     try:
@@ -63,20 +78,20 @@ def gpu_layers(text: str) -> int | Literal["auto"]:
 
 
 def to_file(name: str) -> Path:
-    """Return the file that a name or path stands for; download it, and say so, if it is not there yet."""
+    """Return the file that a name or path stands for; download it, with a message, if the cache does not have it."""
     with output.download(name) as progress:
         return store.resolve(name, progress=progress)
 
 
 def read_text(argument: str) -> str:
-    """Return the argument, or what stdin has where it is ``-``."""
+    """Return the argument, or all of stdin where it is ``-``."""
     if argument == "-":
         return decode(sys.stdin.buffer.read(), "stdin")
     return decode(os.fsencode(argument), "the argument")
 
 
 def decode(data: bytes, where: str) -> str:
-    """Return UTF-8 as str. Raises ValueError, which names ``where`` it is from, for what is none."""
+    """Return UTF-8 as str. Raises ValueError with the name of its source, ``where``, for other bytes."""
     try:
         return data.decode("utf-8")
     except UnicodeDecodeError as error:

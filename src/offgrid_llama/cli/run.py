@@ -2,69 +2,85 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .. import store
+from offgrid_llama import store
+
 from . import output
 from .exits import INTERRUPTED
-from .options import GpuLayers, Json, ModelName, Verbose, decode, gpu_layers, read_text, to_file
+from .options import (
+    GpuLayers,
+    Json,
+    ModelName,
+    Seed,
+    SystemMessage,
+    Temperature,
+    Threads,
+    Verbose,
+    decode,
+    gpu_layers,
+    read_text,
+    to_file,
+)
 
 if TYPE_CHECKING:
-    from ..generate import Generation
+    from offgrid_llama.tasks.generate import Generation
+    from offgrid_llama.tasks.request_options import GenerationArguments
 
 __all__ = ["run"]
 
 
 def run(
-    prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="What to answer; - reads it from stdin.")],
+    prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="The prompt; - reads it from stdin.")],
     model: ModelName = store.DEFAULT_MODEL,
-    system: Annotated[str | None, typer.Option(help="A system message.", show_default=False)] = None,
-    raw: Annotated[bool, typer.Option("--raw", help="Use the prompt as it is, without the chat template.")] = False,
-    max_tokens: Annotated[int, typer.Option("--max-tokens", "-n", min=1, help="Most tokens to generate.")] = 512,
-    temperature: Annotated[
-        float, typer.Option("--temperature", "-t", min=0, help="0 always takes the most probable token.")
-    ] = 0,
+    system: SystemMessage = None,
+    raw: Annotated[bool, typer.Option("--raw", help="Use the prompt without the chat template.")] = False,
+    max_tokens: Annotated[
+        int, typer.Option("--max-tokens", "-n", min=1, help="Generate up to this number of tokens.")
+    ] = 512,
+    temperature: Temperature = 0,
     top_k: Annotated[int, typer.Option(min=0, help="Choose among the K most probable tokens; 0 is all.")] = 40,
-    top_p: Annotated[float, typer.Option(min=0, max=1, help="... among those that sum up to P.")] = 0.95,
-    min_p: Annotated[float, typer.Option(min=0, max=1, help="... among those P times as probable as the best.")] = 0.05,
-    seed: Annotated[
-        int | None, typer.Option(min=0, max=2**32 - 2, help="Repeat a random choice.", show_default="random")
-    ] = None,
+    top_p: Annotated[
+        float, typer.Option(min=0, max=1, help="Choose among the most probable tokens that sum up to P.")
+    ] = 0.95,
+    min_p: Annotated[
+        float, typer.Option(min=0, max=1, help="Choose among tokens P times as probable as the best, or more.")
+    ] = 0.05,
+    seed: Seed = None,
     stop: Annotated[list[str] | None, typer.Option(help="End the answer before this text; may be repeated.")] = None,
-    grammar: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="A GBNF grammar that the answer follows.")
-    ] = None,
+    grammar: Annotated[Path | None, typer.Option(metavar="FILE", help="A GBNF grammar for the answer.")] = None,
     n_ctx: Annotated[
         int | None, typer.Option(min=1, help="Positions of the context.", show_default="prompt and answer")
     ] = None,
-    n_threads: Annotated[int | None, typer.Option(min=1, help="CPU threads.", show_default="physical cores")] = None,
+    n_threads: Threads = None,
     n_gpu_layers: GpuLayers = "auto",
     json: Json = False,
     verbose: Verbose = False,
 ) -> None:
     """Stream an answer to stdout, and its speed to stderr."""
-    from ..generate import generate
-    from ..grammar import Grammar
-    from ..model import Model
+    from offgrid_llama.model.model import Model
+    from offgrid_llama.sampling.grammar.grammar import Grammar
+    from offgrid_llama.tasks.generate import generate
+
     from .prompt import prompt_tokens
 
     layers = gpu_layers(n_gpu_layers)
-    rules = Grammar.gbnf(decode(grammar.read_bytes(), str(grammar))) if grammar is not None else None
+    options: GenerationArguments = {
+        "max_tokens": max_tokens, "temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p, "seed": seed,
+        "stop": stop or (),
+    }  # fmt: skip
+    if grammar is not None:
+        options["grammar"] = Grammar.gbnf(decode(grammar.read_bytes(), str(grammar)))
     text = read_text(prompt)
     if prompt == "-":
-        text = text.removesuffix("\n").removesuffix("\r")  # the one that echo adds
-    with Model(to_file(model), n_gpu_layers=layers) as loaded, ExitStack() as stack:
+        text = text.removesuffix("\n").removesuffix("\r")  # the newline that echo adds
+    with Model(to_file(model), n_gpu_layers=layers) as loaded:
         tokens = prompt_tokens(loaded, text, system=system, raw=raw)
-        generation = generate(
-            loaded, tokens, max_tokens=max_tokens, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p,
-            seed=seed, stop=stop or (), grammar=rules, n_ctx=n_ctx, n_threads=n_threads,
-        )  # fmt: skip
-        stack.enter_context(generation)  # however it ends, its context and samplers are freed
-        interrupted = _answer(generation, quiet=json)
+        with generate(loaded, tokens, n_ctx=n_ctx, n_threads=n_threads, **options) as generation:
+            interrupted = _answer(generation, quiet=json)
         if json:
             output.json_out(_summary(generation, model, interrupted))
         elif generation.tokens:
@@ -74,7 +90,7 @@ def run(
 
 
 def _answer(generation: Generation, *, quiet: bool) -> bool:
-    """Write the answer as it comes and return whether Ctrl-C ended it."""
+    """Write the answer in pieces, and return whether Ctrl-C ended it."""
     try:
         for piece in generation:
             if not quiet:

@@ -6,7 +6,8 @@ from typing import Annotated
 
 import typer
 
-from .. import store
+from offgrid_llama import store
+
 from . import output
 from .options import Json, ModelName, Verbose, read_text, to_file
 
@@ -14,16 +15,16 @@ __all__ = ["tokenize"]
 
 
 def tokenize(
-    text: Annotated[str, typer.Argument(metavar="TEXT", help="The text; - reads it from stdin, to the last newline.")],
+    text: Annotated[str, typer.Argument(metavar="TEXT", help="The text; - reads all of stdin, with its last newline.")],
     model: ModelName = store.DEFAULT_MODEL,
     ids: Annotated[bool, typer.Option("--ids", help="Print the ids only, in one line.")] = False,
-    add_special: Annotated[bool, typer.Option(help="Add the tokens that the model wants, such as BOS.")] = True,
+    add_special: Annotated[bool, typer.Option(help="Add the tokens that the model needs, such as BOS.")] = True,
     parse_special: Annotated[bool, typer.Option(help="Read <|im_start|> and the like as control tokens.")] = False,
     json: Json = False,
     verbose: Verbose = False,
 ) -> None:
-    """Print the tokens of a text: id and piece, one a line; the count goes to stderr."""
-    from ..model import Model
+    """Print the tokens of a text, one on each line: id and piece. Their number goes to stderr."""
+    from offgrid_llama.model.model import Model
 
     data = read_text(text)
     with Model(to_file(model), vocab_only=True, n_gpu_layers=0) as loaded:
@@ -45,6 +46,6 @@ def tokenize(
 
 
 def _quoted(piece: bytes) -> str:
-    """Write a piece so that spaces and broken characters can be seen."""
+    """Return a piece in quotes, so that spaces and broken characters are visible."""
     text = piece.decode("utf-8", "backslashreplace")
     return '"' + output.one_line(text) + '"'

@@ -5,91 +5,107 @@ from __future__ import annotations
 import os
 import warnings
 import weakref
-from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
-from functools import partial
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from time import perf_counter
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, overload
 
-from .._check import number, real
-from .._handle import refuse_after_fork
-from ..chat import ChatTemplate
-from ..chat.response_format import grammar_of
-from ..errors import ContextLengthError
-from ..fast_sampling import FastSampler, covers
-from ..grammar import Grammar
-from ..guide import prepare
-from ..model import Model
-from ..sampling_params import SamplingParams
-from ..text import TextStream
-from .budget import Budget
-from .chat import ChatCompletion
-from .chat_format import ChatFormat, ToolUse
-from .completion import Answer, Completion, Events, Piece
+from offgrid_llama.chat import ChatTemplate
+from offgrid_llama.chat.chat_format import ChatFormat
+from offgrid_llama.chat.chat_formats import ChatFormats
+from offgrid_llama.chat.response_format import grammar_of
+from offgrid_llama.model.model import Model
+from offgrid_llama.model.params import ContextOptions
+from offgrid_llama.native.check import callback, number, real, refuse_unknown
+from offgrid_llama.native.handle import refuse_after_fork
+from offgrid_llama.native.kinds import instance, path_of
+from offgrid_llama.tasks.infill import fim_prompt, infill_options
+from offgrid_llama.tasks.request_options import LoRAs, RequestArguments, RequestOptions
+
+from .assembly import assemble
+from .chat_completion import ChatCompletion
+from .chat_options import ChatArguments, ChatOptions
+from .closing import close_models, finalize
+from .completion import Completion, Piece
 from .drafter import check_draft
-from .guessing import Acceptance, Drafting, Lookup
-from .loop import EngineStats, Loop
-from .options import LogitsProcessor, RequestOptions
-from .request import Request
+from .in_order import REQUESTS_PER_SEQUENCE, results
+from .loras import checked_loras, named_loras
+from .planning.reasoning_budget import ReasoningBudget
 from .runner import Runner, StepView
-from .slots import Trim
+from .scoring import PAIRS_PER_SEQUENCE, Scoring
+from .stats import EngineStats
+from .submission import queue
 
 if TYPE_CHECKING:
-    from types import TracebackType
+    from typing_extensions import Unpack
 
-    from typing_extensions import Self, Unpack
-
-    from ..adapter import LoRA
-    from ..chain import SamplerChain
-    from ..chat.tool import Tool
+    from offgrid_llama.model.adapter import LoRA
+    from offgrid_llama.store.consent import Download
+    from offgrid_llama.tasks.infill import ContextFiles
 
 __all__ = ["Engine"]
 
+T = TypeVar("T")
+
 DEFAULT_N_CTX_SEQ = 4096
-MOST_FORMATS = 64
-"""Chat templates that an engine keeps."""
-
 N_GUESSED = 16
-"""Most tokens that are guessed in a step, of all requests; the rows of logits for them are reserved."""
+"""The most guessed tokens of a step, over all requests; the context reserves their rows of logits."""
 
 
-class Engine:
-    """Generates for many at once: requests share each step, and what their prompts begin with is computed once.
+class Engine(Scoring):
+    """Generates for many callers at once (continuous batching): requests share each step, a common prefix is computed once.
 
-    A request gets a sequence of the context, and finds in it whatever an earlier or running one has computed of its prompt.
-    Steps serve all who generate first, with one token each; prompts are computed in pieces that leave the others their pace.
+    A request gets a sequence of the context, with the longest prefix of its prompt that another request has computed. Each
+    step first serves the generating requests, with one token each. Prompts are computed in pieces, so that a long one does
+    not stall the others.
 
     Args:
         model: a Model, or the name or path of one, which the engine then loads, and closes.
-        n_seq_max: most requests that generate at once; others wait in the queue.
-        n_ctx: positions in all sequences together. Each has ``n_ctx / n_seq_max``; with ``kv_unified=True`` a request waits
-            until as many are left as its prompt and ``max_tokens`` take. None is as many as the model was trained for, 4,096
-            at most, for each.
-        n_batch: most tokens of a step; more than ``n_seq_max``.
-        max_queue: most requests that wait.
-        draft: a small model with the same vocabulary, or the name or path of one: it guesses the next tokens, and the model
-            checks several in one step, where that pays. The answers are the same, but for the rounding of larger batches.
-        loras: adapters of the model that all requests use, as ``Context.set_loras`` takes them; they stay open as long as
-            the engine.
-        cache_bytes: host memory for what finished requests have computed, once their sequences are needed for others; and of
-            models whose memory cannot be cut, for the beginnings that prompts share. 0 is none.
-        cache_dir: an existing folder for what ``cache_bytes`` have no room for; what is put there goes with the engine.
-        cache_dir_bytes: most bytes to put there.
-        stream_interval: seconds within which a stream gets no further piece: steps that begin within it are made in one
-            call, and what they give comes together. The first token of an answer never waits. 0 is a piece for each step; a
-            thirtieth of a second, which few readers notice, saves small models a good part of what is around the steps.
-        on_step: called in the engine's thread in each step, before tokens are sampled, with the StepView of all of them:
-            whose they are, and their logits as one writable array. What it raises is logged, and harms no request.
+        n_seq_max: the most requests that generate at once; others wait in the queue.
+        n_ctx: positions in all sequences together. Each sequence has ``n_ctx / n_seq_max``; with ``kv_unified=True`` they
+            share them, and a request waits until there is room for its prompt and ``max_tokens``. None is the model's
+            training length, up to 4,096, for each sequence.
+        n_batch: the most tokens of a step; more than ``n_seq_max``.
+        max_queue: the most requests that wait for a sequence; those that find a free one do not count.
+        draft_model: a small model with the same vocabulary, or the name or path of one, for speculative decoding: it guesses
+            the next tokens, and the model verifies several in one step, where that pays. The answers are the same, but for
+            the rounding of larger batches.
+        adapters: adapters of the model that requests can name in ``loras``: LoRAs, or files, which the engine then loads,
+            and closes. They are not used unless a request names them.
+        loras: adapters that all requests use which name none, by these names or as ``Context.set_loras`` takes them; they
+            stay open as long as the engine.
+        cache_bytes: host memory for prefixes that leave the KV cache: those of finished requests whose sequences others
+            need, and, for models whose memory cannot be trimmed, shared beginnings of prompts. 0 is none.
+        cache_dir: an existing folder for prefixes that do not fit into ``cache_bytes``; the engine deletes them at its end,
+            and those of an engine that was killed at its start.
+        cache_dir_bytes: the most bytes in that folder.
+        stream_interval: the least seconds between two pieces of a stream: the steps within it run in one native call, and
+            their text comes together. The first token of an answer never waits. 0 gives a piece for each step; 1/30 s,
+            which few readers notice, saves small models much of the work around a step.
+        on_step: called in the engine's thread in each step, before tokens are sampled, with a StepView: the answers of the
+            step, and their logits as one writable array. An exception is logged, and harms no request.
+        deterministic: give a request the same tokens after and beside any others: cold, from the prefix cache, alone and
+            in a crowd. Without it, llama.cpp rounds batches of other shapes otherwise, and a close choice may fall
+            otherwise, with a seed and at a temperature of 0, too. It computes one request in each step, and prompts in
+            pieces of 128 tokens; nothing is guessed, and only whole pieces of prompts are cached, in the KV cache alone.
+            One request is as fast as without it; eight at a time have 0.56 of the tokens a second (SmolLM2, two cores).
+        download: what happens to the name of a model that is not on this machine yet; see Model.
+        draft: the old name of ``draft_model``.
         context: further arguments of Context, such as ``n_threads``, ``type_k`` or ``flash_attn_type``.
 
-    Raises ContextError, ValueError for a draft model or an adapter that does not fit, AdapterError for one that is to begin
-    in the middle of a text (aLoRA), OSError for a ``cache_dir`` that cannot be written to, and what Model raises for a name
-    or path.
+    Raises ContextError; ValueError for a draft model or an adapter that does not fit; AdapterError for an adapter that
+    starts in the middle of a text (aLoRA); OSError for a ``cache_dir`` that cannot be written to; and as Model does for a
+    name or path.
 
     Attributes:
-        model: the Model.
-        n_ctx_seq: most tokens of one request, prompt and answer together.
+        model: the Model. adapters: its adapters by the names that requests know them by.
+        n_ctx_seq: the most tokens of one request, prompt and answer together.
+        can_shift: whether a request with ``n_keep`` can go on where its sequence is full.
+        sequences: its Sequences: what each holds, to be looked at, saved and loaded.
     """
+
+    _instead = "threads and tasks can share one, and another process makes its own"
+
+    _starts: ClassVar[bool] = True  # the loop's thread; a subclass without one makes each turn itself
 
     def __init__(
         self,
@@ -99,362 +115,274 @@ class Engine:
         n_ctx: int | None = None,
         n_batch: int = 512,
         max_queue: int = 10_000,
-        draft: Model | str | os.PathLike[str] | None = None,
-        loras: Mapping[LoRA, float] | Iterable[LoRA] = (),
+        draft_model: Model | str | os.PathLike[str] | None = None,
+        adapters: Mapping[str, LoRA | str | os.PathLike[str]] | None = None,
+        loras: LoRAs = (),
         cache_bytes: int = 2**30,
         cache_dir: str | os.PathLike[str] | None = None,
         cache_dir_bytes: int = 2**33,
         stream_interval: float = 0.0,
         on_step: Callable[[StepView], object] | None = None,
-        **context: Any,
+        deterministic: bool = False,
+        download: Download = "auto",
+        draft: Model | str | os.PathLike[str] | None = None,
+        **context: Unpack[ContextOptions],
     ) -> None:
+        refuse_unknown("Engine", context, {**ContextOptions.__annotations__, **(Engine.__init__.__kwdefaults__ or {})})
+        if draft is not None:
+            warnings.warn("Engine(draft=...) is now Engine(draft_model=...)", DeprecationWarning, stacklevel=2)
+            draft_model = draft
         n_seq_max = number("n_seq_max", n_seq_max, 1, 256)
         n_batch = number("n_batch", n_batch, n_seq_max + 1)
         max_queue = number("max_queue", max_queue, 1)
         cache_bytes = number("cache_bytes", cache_bytes, 0, 2**63)
         cache_dir_bytes = number("cache_dir_bytes", cache_dir_bytes, 0, 2**63)
         stream_interval = real("stream_interval", stream_interval, 0, 1)
-        self._own: list[Model] = []
-        self.model: Model = self._load(model)
+        if on_step is not None:
+            callback("on_step", on_step)
+        cache_dir = None if cache_dir is None else path_of("cache_dir", cache_dir)
+        self._own: list[Model | LoRA] = []
+        self.model: Model = self._load(model, download)
         try:
-            small = None if draft is None else self._load(draft)
+            small = None if draft_model is None else self._load(draft_model, download)
             if small is not None:
                 check_draft(small, self.model)
             if n_ctx is None:
                 n_ctx = n_seq_max * min(self.model.n_ctx_train or DEFAULT_N_CTX_SEQ, DEFAULT_N_CTX_SEQ)
+            self.adapters, loaded = named_loras(self.model, adapters or {})
+            self._own += loaded
             runner = Runner(
-                self.model, n_ctx=n_ctx, n_seq_max=n_seq_max, n_batch=n_batch, n_guessed=N_GUESSED,
-                on_step=on_step, draft=small, loras=loras, cache_dir=cache_dir, options=context,
+                self.model, {**context, "n_ctx": n_ctx, "n_seq_max": n_seq_max, "n_batch": n_batch}, n_guessed=N_GUESSED,
+                on_step=on_step, draft_model=small, loras=dict(checked_loras(self.model, loras, self.adapters)),
+                cache_dir=cache_dir, deterministic=deterministic,
             )  # fmt: skip
         except BaseException:
-            _close(self._own)
+            close_models(self._own)
             raise
-        self.n_ctx_seq = runner.context.n_ctx_seq
-        self._formats: dict[ChatTemplate | str | None, ChatFormat] = {}
-        self._controls: dict[int, bytes] = {}
-        self._can_shift = runner.context.memory.can_shift
-        guesses = runner.trim is not Trim.NOTHING and on_step is None
-        self._drafting = Drafting() if small is not None and guesses else None
-        self._loop = Loop(
-            f"Engine of {self.model._handle.name}", runner, n_seq_max=n_seq_max, n_batch=n_batch,
-            n_ctx_seq=self.n_ctx_seq, eog=self.model.vocab.eog_tokens(), max_queue=max_queue,
-            n_guessed=N_GUESSED if guesses else 0, drafting=self._drafting, trim=runner.trim,
-            shelf_bytes=cache_bytes, disk_bytes=0 if cache_dir is None else cache_dir_bytes, n_cells=runner.n_cells,
-            pad_limit=runner.pad_limit, stream_interval=stream_interval, when_quiet=partial(prepare, self.model.vocab),
+        parts = assemble(
+            runner, adapters=self.adapters, cache_bytes=0 if deterministic else cache_bytes,
+            cache_dir_bytes=0 if cache_dir is None else cache_dir_bytes, max_queue=max_queue,
+            stream_interval=stream_interval,
         )  # fmt: skip
-        self._loop.start()
-        self._finalizer = weakref.finalize(self, _finalize, self._loop, self._own)
+        self._formats = ChatFormats(self.model)
+        self.can_shift = runner.context.memory.can_shift
+        self._n_pairs, self._concurrency = PAIRS_PER_SEQUENCE * n_seq_max, REQUESTS_PER_SEQUENCE * n_seq_max
+        self.n_ctx_seq, self.sequences = parts.n_ctx_seq, parts.sequences
+        self._submitter, self._loop = parts.submitter, parts.loop
+        if self._starts:
+            self._loop.start()
+        self._finalizer = weakref.finalize(self, finalize, self._loop, self._own)
 
-    def submit(
-        self,
-        prompt: str | bytes | Sequence[int],
-        *,
-        n: int = 1,
-        max_tokens: int = 256,
-        n_keep: int | None = None,
-        priority: int = 0,
-        sampling: SamplingParams | None = None,
-        temperature: float | None = None,
-        top_k: int | None = None,
-        top_p: float | None = None,
-        min_p: float | None = None,
-        seed: int | None = None,
-        grammar: Grammar | None = None,
-        stop: str | Iterable[str] = (),
-        logprobs: int | None = None,
-        lookup: bool = True,
-        draft: bool = True,
-        logits_processors: Sequence[LogitsProcessor] = (),
-        parse_special: bool = False,
-        unparse_special: bool | Collection[int] = False,
-        cache_salt: str = "",
-        _budget: Callable[[], Budget] | None = None,
-    ) -> Completion:
+    def submit(self, prompt: str | bytes | Sequence[int], **options: Unpack[RequestArguments]) -> Completion:
         """Queue a prompt to be completed, and return its Completion at once. From any thread.
 
         Args:
             prompt: text (str, or bytes of UTF-8), or token ids as they are.
-            n: how many answers to give; they share the prompt.
-            max_tokens: most tokens of each answer.
-            n_keep: where the sequence is full, go on with its first ``n_keep`` tokens and the later half of the others
-                (context shift); the model's memory must be able to (``Memory.can_shift``). None ends the answer there.
-            priority: requests of a larger one begin first.
-            sampling: how tokens are chosen; None is SamplingParams as it is.
-            temperature, top_k, top_p, min_p, seed, grammar: stand in place of those of ``sampling``. A temperature of 0 is
-                greedy. With the same seed comes the same answer, whatever else is running; the ``n`` answers have the seeds
-                ``seed``, ``seed + 1`` and so on.
-            stop: strings that end the text; they are not part of it.
-            logprobs: for each token tell its own logprob and so many of the most probable ones: what the model gave, before
-                biases, penalties and temperature.
-            lookup: guess the next tokens by what has followed the same ones before, in the prompt or the answer, and check
-                several in one step, where that pays. The answer is the same, but for the rounding of larger batches.
-            draft: let the engine's draft model guess, if it has one.
-            logits_processors: functions of (token ids so far with the prompt's, logits), called for each token one after the
-                other in the engine's thread. The logits are float32[n_vocab], to be changed in place; what a function
-                returns, unless None, stands in their place. What it raises ends this request, and no other.
-            parse_special: read ``<|im_start|>`` and the like in a prompt of text as control tokens, as a rendered chat
-                template needs.
-            unparse_special: write control tokens of the answer as their text, all of them or these; by default they give
-                none.
-            cache_salt: requests with another one find nothing of what this one has computed, or compiled of its grammar, so
-                that how fast it is tells nobody what others have asked.
+            options: ``max_tokens``, ``temperature``, ``stop``, ``n`` and so on: see RequestOptions, which lists them all.
 
         Raises:
             ContextLengthError: the prompt does not fit into ``n_ctx_seq``, with room for a token.
-            QueueFullError: ``max_queue`` requests wait.
+            QueueFullError: ``max_queue`` requests wait already.
             ClosedError: the engine or its model is closed, or the engine has failed.
-            ValueError, TypeError, UnicodeError, TokenizeError, GrammarError: an argument is not as above.
+            ValueError, TypeError, UnicodeError, TokenizeError, GrammarError: an argument is not as described.
         """
+        return self._submit(prompt, RequestOptions.read("Engine.submit", options), cancels_if_interrupted=False)
+
+    def _submit(
+        self,
+        prompt: str | bytes | Sequence[int],
+        options: RequestOptions,
+        make_budget: Callable[[], ReasoningBudget] | None = None,
+        *,
+        cancels_if_interrupted: bool = True,
+    ) -> Completion:
         refuse_after_fork()
         self._loop.check_open()
-        submitted = perf_counter()
-        tokens = self._tokens(prompt, parse_special)
-        number("n", n, 1)
-        number("max_tokens", max_tokens, 1)
-        if not isinstance(cache_salt, str):
-            raise TypeError(f"cache_salt must be str, not {type(cache_salt).__name__}")
-        if n_keep is not None:
-            number("n_keep", n_keep, 0, self.n_ctx_seq - 2)
-            if not self._can_shift:
-                raise ValueError(f"n_keep: the memory of {self.model._handle.name} cannot be shifted; leave it out")
-        if len(tokens) >= self.n_ctx_seq:
-            raise ContextLengthError(
-                f"the prompt has {len(tokens)} tokens and a sequence has {self.n_ctx_seq}: there is no room to generate. "
-                "Make the engine with a larger n_ctx, a smaller n_seq_max, or kv_unified=True",
-                n_tokens=len(tokens), n_ctx=self.n_ctx_seq,
-            )  # fmt: skip
-        params = _params(
-            sampling, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, seed=seed, grammar=grammar
+        requests = self._submitter.make(prompt, options, perf_counter(), make_budget)
+        return queue(self._loop, requests, Completion, cancels_if_interrupted=cancels_if_interrupted)
+
+    def generate(self, prompt: str | bytes | Sequence[int], **options: Unpack[RequestArguments]) -> Completion:
+        """Submit a prompt, wait for the end, and return the Completion. Takes the options of ``submit``.
+
+        Raises as ``submit`` does, and the error of a request that fails. Ctrl-C cancels the request.
+        """
+        return self._submit(prompt, RequestOptions.read("Engine.generate", options)).result()
+
+    def stream(self, prompt: str | bytes | Sequence[int], **options: Unpack[RequestArguments]) -> Iterator[Piece]:
+        """Submit a prompt, and return its pieces as they come. Takes the options of ``submit``.
+
+        Dropping the iterator before its end cancels the rest; so does Ctrl-C while it waits.
+        """
+        return iter(self._submit(prompt, RequestOptions.read("Engine.stream", options)))
+
+    def infill(
+        self,
+        prefix: str,
+        suffix: str,
+        *,
+        spm_infill: bool = False,
+        files: ContextFiles = (),
+        file_name: str = "",
+        repo_name: str = "",
+        **options: Unpack[RequestArguments],
+    ) -> Completion:
+        """Submit the text between ``prefix`` and ``suffix`` to be generated, and return its Completion at once.
+
+        The parts of files and prefix that earlier requests have computed are not computed again. Cancel the Completion of
+        one keystroke when the next one comes.
+
+        Args:
+            prefix, suffix, spm_infill, files, file_name, repo_name: see ``fim_prompt``.
+            options: as ``submit`` takes them; see ``infill`` for the samplers.
+
+        Raises TokenizeError for a model that was not trained for it; and as ``submit`` does.
+        """
+        checked = infill_options("Engine.infill", options)
+        tokens = fim_prompt(
+            self.model.vocab,
+            prefix,
+            suffix,
+            spm_infill=spm_infill,
+            files=files,
+            file_name=file_name,
+            repo_name=repo_name,
         )
-        if cache_salt and params.grammar is not None:
-            params = replace(params, grammar=params.grammar._salted(cache_salt))
-        processors = tuple(logits_processors)
-        for processor in processors:
-            if not callable(processor):
-                raise TypeError(f"logits_processors must be functions, not {type(processor).__name__}")
-        stops = (stop,) if isinstance(stop, str) else tuple(stop)
-        events = Events(len(tokens), submitted)
-        shown = self._shown(unparse_special)
-        samplers: list[FastSampler | SamplerChain] = []
-        try:
-            for index in range(n):
-                each = params if params.seed is None else replace(params, seed=(params.seed + index) % 2**32)
-                samplers.append(self._sampler(each, logprobs))
-                request = Request(tokens, max_tokens, number("priority", priority, -(2**31)), samplers[-1])
-                request.n_keep = n_keep
-                request.processors = processors
-                request.salt = cache_salt
-                sampler = samplers[-1]
-                request.guided = isinstance(sampler, FastSampler) and sampler.guide is not None
-                if isinstance(sampler, FastSampler) and n_keep is not None:
-                    sampler.forces = False
-                request.budget = None if _budget is None else _budget()
-                guesses = not processors and request.budget is None
-                request.guesser = Lookup(tokens, guided=request.guided) if lookup and guesses else None
-                if self._drafting is not None and draft and guesses and not request.guided:
-                    request.acceptance = Acceptance(self._drafting.chance)
-                request.answer = Answer(index, samplers[-1].seed, request, TextStream(stops), events, shown)
-                events.answers.append(request.answer)
-            events.n_unfinished = n
-            self._loop.submit([answer.request for answer in events.answers])
-        except BaseException:
-            for sampler in samplers:
-                sampler.close()
-            raise
-        return Completion(events, self._loop.cancel)
-
-    def generate(self, prompt: str | bytes | Sequence[int], **options: Unpack[RequestOptions]) -> Completion:
-        """Submit a prompt, wait for the end, and return the Completion. Takes what ``submit`` takes.
-
-        Raises as ``submit`` does, and what the request has failed with.
-        """
-        return self.submit(prompt, **options).result()
-
-    def stream(self, prompt: str | bytes | Sequence[int], **options: Unpack[RequestOptions]) -> Iterator[Piece]:
-        """Submit a prompt, and return its pieces as they come. Takes what ``submit`` takes.
-
-        Whoever stops to iterate, and drops the iterator, cancels what is left.
-        """
-        return iter(self.submit(prompt, **options))
+        return self._submit(tokens, checked)
 
     async def generate_async(
-        self, prompt: str | bytes | Sequence[int], **options: Unpack[RequestOptions]
+        self, prompt: str | bytes | Sequence[int], **options: Unpack[RequestArguments]
     ) -> Completion:
-        """Do what ``generate`` does, on an event loop. A task that is cancelled cancels the request."""
-        with self.submit(prompt, **options) as completion:
-            return await completion
+        """Do what ``generate`` does, on an event loop. Cancelling the task cancels the request."""
+        return await self._submit(prompt, RequestOptions.read("Engine.generate_async", options))
 
     def stream_async(
-        self, prompt: str | bytes | Sequence[int], **options: Unpack[RequestOptions]
+        self, prompt: str | bytes | Sequence[int], **options: Unpack[RequestArguments]
     ) -> AsyncIterator[Piece]:
-        """Do what ``stream`` does, for ``async for``."""
-        return aiter(self.submit(prompt, **options))
+        """Do what ``stream`` does, for ``async for``. Cancelling the task cancels the request."""
+        return aiter(self._submit(prompt, RequestOptions.read("Engine.stream_async", options)))
 
+    @overload
     def chat(
         self,
         messages: Sequence[Mapping[str, Any]],
         *,
-        template: ChatTemplate | str | None = None,
-        variables: Mapping[str, Any] | None = None,
-        continue_final_message: bool = False,
+        response_format: type[T],
+        **options: Unpack[ChatArguments],
+    ) -> ChatCompletion[T]: ...
+    @overload
+    def chat(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
         response_format: object = None,
-        tools: Sequence[Tool | Callable[..., Any] | Mapping[str, Any]] | None = None,
-        tool_choice: str | Mapping[str, Any] | None = None,
-        parallel_tool_calls: bool = True,
-        split_reasoning: bool = True,
-        reasoning_budget: int | None = None,
-        **options: Unpack[RequestOptions],
-    ) -> ChatCompletion:
-        """Submit a conversation, and return the answer to come at once, as ``submit`` does.
+        **options: Unpack[ChatArguments],
+    ) -> ChatCompletion[Any]: ...
+    def chat(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        response_format: object = None,
+        **options: Unpack[ChatArguments],
+    ) -> ChatCompletion[Any]:
+        """Submit a conversation, and return its ChatCompletion at once, as ``submit`` does.
 
-        What the messages say stays text: no control token comes from them, whatever they look like.
+        Ctrl-C, or the end of the task, in a wait for the answer cancels it.
+        The contents of messages stay text: no control token comes from them, even where they look like one.
 
         Args:
-            messages: dicts with "role" and "content", and what else the template knows; a content may be a list of parts
-                ``{"type": "text", "text": ...}``.
-            template: a ChatTemplate, or the name of one of those that the model has; None is its usual one.
-            variables: what the template may use besides, such as ``{"enable_thinking": False}``.
-            continue_final_message: go on with the last message, the assistant's, where it ends.
-            response_format: what the answer must be: a type, such as a Pydantic model or a dataclass, of which ``parsed()``
-                then is; a Grammar; or a dict of OpenAI's, such as ``{"type": "json_object"}``. Reasoning before it is free.
-            tools: what the model may call: Python functions with typed parameters, Tools, or OpenAI's dicts. Its calls are
-                ``tool_calls`` of the answer, and always whole, of a tool that there is, with arguments that fit its schema
-                (texts that the model writes without quotes are held to their ``enum`` only).
-            tool_choice: "auto" (None) to leave it to the model, "required" to have it call one, the name of that one, or
-                "none".
-            parallel_tool_calls: whether there may be several calls in one answer.
-            split_reasoning: tell apart what the model thinks and what it answers, where the template marks that.
-            reasoning_budget: most tokens to think, after which it is made to answer; 0 is none; None is no limit.
-            options: what ``submit`` takes.
+            messages: dicts with "role" and "content", and any other keys that the template knows; a content may be a list of
+                parts ``{"type": "text", "text": ...}``. A system message, or two messages of a role in a row, that the
+                template does not take become part of a user's message, or one message.
+            response_format: the shape of the answer: a type, such as a Pydantic model or a dataclass, which ``parsed()``
+                then returns; a Grammar; or one of OpenAI's dicts, such as ``{"type": "json_object"}``. Reasoning before
+                the answer is free.
+            options: ``tools``, ``template``, ``reasoning_budget`` and so on: see ChatOptions; and those of ``submit``.
+                Tool calls are ``tool_calls`` of the answer: each is complete, names a known tool, and has arguments that
+                match its schema. Rules that no grammar can hold are named once in the log, and ``warnings`` of the answer
+                say which calls break one.
 
         Raises ChatTemplateError where there is no template, or it refuses the messages; GrammarError for a response format
-        or tools that cannot be used; ValueError and TypeError for messages and tools that are none; and as ``submit`` does.
+        or tools that cannot be used; ValueError and TypeError for messages and tools of another shape; and as ``submit``
+        does.
         """
         self._loop.check_open()
-        chat_format = self._format(template)
-        use = ToolUse.of(tools, tool_choice, parallel_tool_calls)
-        salt = options.get("cache_salt", "")
-        prompt = chat_format.prompt(messages, continue_final_message, variables or {}, use.tools, salt=salt)
-        budget = None
-        if reasoning_budget is not None:
-            prompt, budget = chat_format.limited(number("reasoning_budget", reasoning_budget, 0), prompt)
+        asked, arguments = ChatOptions.split("Engine.chat", options)
+        chat_format, use = self.chat_format(asked.template, tools=bool(asked.tools)), asked.use
+        salt = instance("cache_salt", arguments.get("cache_salt", ""), str)
+        prompt, make_budget = asked.prompt(messages, chat_format, salt)
         grammar = grammar_of(response_format)
-        if options.get("grammar") is not None and (grammar is not None or use.allowed):
+        given = (arguments.get("grammar"), getattr(arguments.get("sampling"), "grammar", None))
+        if given != (None, None) and (grammar is not None or use.allowed):
             other = "tools" if grammar is None else "response_format"
-            raise ValueError(f"{other} and grammar say both what the answer must be; leave one of them out")
+            raise ValueError(f"{other} and grammar both constrain the answer; leave one of them out")
         if grammar is not None or use.allowed:
-            options["grammar"] = chat_format.grammar(grammar, prompt, use)
-        options.setdefault("unparse_special", chat_format.shown)
-        completion = self.submit(prompt.tokens, _budget=budget, **options)
+            arguments["grammar"] = chat_format.grammar(grammar, prompt, use)
+        arguments.setdefault("unparse_special", chat_format.shown)
+        completion = self._submit(prompt.tokens, RequestOptions.read("Engine.chat", arguments), make_budget)
         return ChatCompletion(
-            completion, chat_format, tools=use.allowed, inside=prompt.inside, split_reasoning=split_reasoning,
-            response_format=response_format,
+            completion, chat_format, prompt=prompt.tokens, tools=use.allowed, inside=prompt.inside,
+            split_reasoning=asked.split_reasoning, response_format=response_format, bare=asked.bare(grammar),
         )  # fmt: skip
 
-    def set_n_threads(self, n_threads: int) -> None:
-        """Let steps have so many threads from the next one on (``llama_set_n_threads``). From any thread.
+    def map(
+        self,
+        items: Iterable[str | bytes | Sequence[int] | Sequence[Mapping[str, Any]]],
+        *,
+        concurrency: int | None = None,
+        return_exceptions: bool = False,
+        **options: Unpack[ChatArguments],
+    ) -> Iterator[Any]:
+        """Yield the answers to many prompts or conversations, in their order, each when it has ended.
 
-        Two engines that compute at the same time, each with all cores, slow each other down by far more than half: what one
-        thread waits for may be descheduled. Give each its share.
+        Items are taken when they are submitted, so that they may come from a file of any length. The end of the iterator
+        cancels what still runs.
+
+        Args:
+            items: prompts, as ``submit`` takes them, answered by Completions; or conversations, as ``chat`` takes them,
+                answered by ChatCompletions.
+            concurrency: how many are submitted at once. None is four for each sequence.
+            return_exceptions: yield the error of an item in the place of its answer, rather than raise it and cancel the
+                others.
+            options: of ``submit``; for conversations those of ``chat``.
+
+        Raises as ``submit`` and ``chat`` do, and the error of a request that fails.
+        """
+        most = number("concurrency", self._concurrency if concurrency is None else concurrency, 1)
+        if isinstance(items, (str, bytes)):
+            raise TypeError("items must be prompts or conversations, not one text; put it into a list")
+
+        def submit(item: Any) -> Completion | ChatCompletion[Any]:
+            is_conversation = isinstance(item, (list, tuple)) and item and isinstance(item[0], Mapping)
+            return self.chat(item, **options) if is_conversation else self.submit(item, **options)  # type: ignore[misc]
+
+        return results(submit, items, most, return_exceptions=return_exceptions)
+
+    def set_n_threads(self, n_threads: int) -> None:
+        """Set the threads of each step, from the next one on (``llama_set_n_threads``). From any thread.
+
+        Two engines that compute at the same time, each with all cores, slow each other down by far more than half, because
+        one thread waits for another that is descheduled. Give each engine its share of the cores.
         """
         self._loop.check_open()
         self._loop.set_n_threads(number("n_threads", n_threads, 1, 512))
 
+    def set_loras(self, loras: LoRAs) -> None:
+        """Use these adapters for requests that are submitted from now on. Raises as the ``loras`` of the class do."""
+        self._loop.check_open()
+        self._submitter.set_loras(loras)
+
     def stats(self) -> EngineStats:
-        """Return what the engine has done and is doing. From any thread."""
+        """Return the engine's counters and its present load. From any thread."""
         return self._loop.stats()
 
-    @property
-    def closed(self) -> bool:
-        """Whether the engine is closed, or has failed."""
-        return bool(self._loop.closed)
+    def chat_format(self, template: ChatTemplate | str | None = None, *, tools: bool = False) -> ChatFormat:
+        """Return the ChatFormat of a template, as ``ChatFormats.of`` does; it is computed once."""
+        return self._formats.of(template, tools=tools)
 
-    def close(self, *, drain: bool = False) -> None:
-        """Free the context, and the models that the engine has loaded. May be called twice.
-
-        Requests end as cancelled; with ``drain`` those that were submitted before go on to their end, and this waits for
-        them.
-        """
-        self._loop.close(drain)
-        self._finalizer.detach()
-        _close(self._own)
-
-    def __enter__(self) -> Self:
-        self._loop.check_open()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def __repr__(self) -> str:
-        return f"<{self._loop.name}{f' ({self._loop.closed})' if self._loop.closed else ''}>"
-
-    def _format(self, template: ChatTemplate | str | None) -> ChatFormat:
-        """Return a template with what is known of it, which is found out once."""
-        known = self._formats.get(template)
-        if known is None:
-            made = template if isinstance(template, ChatTemplate) else ChatTemplate.of(self.model, name=template)
-            if len(self._formats) >= MOST_FORMATS:
-                self._formats.clear()
-            known = self._formats[template] = ChatFormat(made, self.model)
-        return known
-
-    def _load(self, model: Model | str | os.PathLike[str]) -> Model:
-        """Return a model, and close it with the engine if it was not one before."""
+    def _load(self, model: Model | str | os.PathLike[str], download: Download) -> Model:
+        """Return a Model; one that is loaded here is closed with the engine."""
         if isinstance(model, Model):
             return model
-        self._own.append(Model(model))
-        return self._own[-1]
-
-    def _tokens(self, prompt: str | bytes | Sequence[int], parse_special: bool) -> list[int]:
-        vocab = self.model.vocab
-        if isinstance(prompt, (str, bytes)):
-            tokens = vocab.tokenize(prompt, parse_special=parse_special)
-        else:
-            tokens = [vocab._id(f"prompt[{i}]", token) for i, token in enumerate(prompt)]
-        if not tokens:
-            raise ValueError("prompt gives no tokens")
-        return tokens
-
-    def _shown(self, tokens: bool | Collection[int]) -> Mapping[int, bytes] | None:
-        """Return the text of the control tokens that are to be written; None is none of them."""
-        if not tokens:
-            return None
-        if not self._controls:
-            self._controls = {token: text.encode() for text, token in self.model.vocab.control_tokens().items()}
-        if tokens is True:
-            return self._controls
-        return {token: text for token, text in self._controls.items() if token in tokens}
-
-    def _sampler(self, params: SamplingParams, logprobs: int | None) -> FastSampler | SamplerChain:
-        vocab = self.model.vocab
-        if covers(params):
-            return FastSampler(vocab, params, n_logprobs=logprobs)
-        if logprobs is not None:
-            raise ValueError("logprobs: the samplers of these sampling parameters do not tell any")
-        return params.chain(vocab)
-
-
-def _params(sampling: SamplingParams | None, **given: Any) -> SamplingParams:
-    """Return the parameters with what was given in place of theirs."""
-    if sampling is not None and not isinstance(sampling, SamplingParams):
-        raise TypeError(f"sampling must be SamplingParams, not {type(sampling).__name__}")
-    return replace(sampling or SamplingParams(), **{key: value for key, value in given.items() if value is not None})
-
-
-def _close(models: list[Model]) -> None:
-    for model in models:
-        model.close()
-
-
-def _finalize(loop: Loop, models: list[Model]) -> None:
-    """Close what an Engine has left open."""
-    if loop.closed:
-        return
-    try:
-        warnings.warn(f"unclosed {loop.name}: use `with`, or call close()", ResourceWarning, stacklevel=2)
-    finally:  # the warning may be an error
-        loop.close()
-        _close(models)
+        loaded = Model(model, download=download)
+        self._own.append(loaded)
+        return loaded

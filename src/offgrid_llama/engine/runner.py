@@ -1,4 +1,4 @@
-"""Runner: does what a Plan says, with a Context. Beside the drafter the only file of the engine that touches one."""
+"""Runner: does what a Plan says, with a Context. Beside the drafter only it, and its CacheOperations, touch one."""
 
 from __future__ import annotations
 
@@ -6,52 +6,59 @@ import logging
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from ..context import Context
-from ..errors import AdapterError, ClosedError, ContextError, StateError
-from ..fast_sampling import FastSampler
-from ..params import VocabType
-from ..step import Sampled, Step
+from offgrid_llama.context.context import Context
+from offgrid_llama.errors import ClosedError, ContextError, SamplerError
+from offgrid_llama.native.enums import VocabType
+from offgrid_llama.sampling.step import Sampled, Step
+
+from .cache_operations import CacheOperations
 from .drafter import Drafter
-from .operations import Copy, Forget, Load, Operation, Save, Shift, Spill
-from .slots import Trim
+from .loras import refuse_late_loras
+from .planning.limits import Limits, Trim
 from .spill import SpillFolder
 
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
-    from ..adapter import LoRA
-    from ..model import Model
-    from ..state import State
+    from offgrid_llama.model.adapter import LoRA
+    from offgrid_llama.model.model import Model
+
     from .completion import Answer
-    from .request import Request
-    from .scheduler import Plan, Rows
+    from .planning.plan import Plan, Rows
+    from .request import EngineRequest
 
 __all__ = ["Runner", "StepView"]
 
 _logger = logging.getLogger("offgrid_llama.engine")
 
-CONTENDED = 0.001
-"""Seconds of waiting for the GIL after a step from which on some steps are made in one call: 5 ms are usual where another
-thread computes, and next to nothing otherwise."""
+PIECE_TOKENS = 128
+"""Tokens of a prompt in one step, where each request is computed alone."""
+MIN_OUTPUTS = 64
+"""Rows with logits that a step has room for, at least. Most steps need a few. Where logprobs of a prompt are wanted, each of
+its tokens needs one, and steps with fewer tokens are slower. They take 38 MB with a vocabulary of 150,000 tokens."""
 
-TOGETHER = 0.064
-"""Seconds that such a call may take."""
+CONTENDED_GIL_SECONDS = 0.001
+"""Waiting for the GIL after a step from which on several steps are made in one call. 5 ms are usual where another thread
+computes in Python, and next to nothing otherwise."""
 
-ALIKE = {"n_threads", "n_threads_batch", "flash_attn_type", "kv_unified"}
-"""Options of Context that are those of the draft model's context, too."""
+CONTENDED_CALL_SECONDS = 0.064
+"""Time after which such a call begins no further step."""
+
+SHARED_CONTEXT_OPTIONS = {"n_threads", "n_threads_batch", "flash_attn_type", "kv_unified"}
+"""Options of Context that the draft model's context takes over."""
 
 
 @dataclass(frozen=True, slots=True)
 class StepView:
-    """What ``on_step`` gets: the logits from which the next tokens are to be sampled.
+    """The logits of one step, for ``on_step``, before tokens are sampled from them.
 
     Attributes:
         answers: the answers that get a token each.
-        logits: float32[len(answers), n_vocab], theirs alone: write to it what they are to be sampled from.
+        logits: float32[len(answers), n_vocab], one row for each of them. Tokens are sampled from what it holds afterwards.
     """
 
     answers: list[Answer]
@@ -59,255 +66,230 @@ class StepView:
 
 
 class Runner:
-    """A context, and what the requests on it sample with.
+    """A context, and everything that computes or samples with it.
 
     Args:
         model: the Model.
-        n_ctx, n_seq_max, n_batch: see Context; micro-batches are whole batches.
-        n_guessed: most tokens that are guessed in a step.
+        options: arguments of Context, ``n_ctx``, ``n_seq_max`` and ``n_batch`` among them; a micro-batch is a whole batch.
+        n_guessed: most tokens that are guessed in a step; rows of logits are reserved for them.
         on_step: called in each step before tokens are sampled.
-        draft: the draft model; None is none.
+        draft_model: guesses tokens; None guesses none.
         loras: adapters of the model in use.
-        cache_dir: where to put what host memory has no room for; None is nowhere.
-        options: further arguments of Context.
+        cache_dir: a folder for states that host memory has no room for; None spills none.
+        deterministic: whether each request is computed alone, its prompt in pieces, so that others change nothing.
 
     Attributes:
-        trim: what memory can forget.
-        n_cells: how many positions the sequences share; None where each has its own.
-        pad_limit: a sequence with so many tokens takes no padding, which is computed for nobody; 0 is none does.
-        saved: the keys and bytes of what the last step has put on the shelf; None is what is not there.
-        drafted: how many tokens the draft model has guessed in the last step, by request. draft_seconds: how long it has
-            taken for each of them, where that is known.
-        dropped: how many of the plan's guesses were not computed in the last step, as the grammar forbids them, by request.
+        context: the Context.
+        limits: its Limits.
+        loras: the adapters that it was made with, and their scales.
+        cache: its CacheOperations. saved: the ``saved`` of these, since the last step began.
+        drafter: the draft model's Drafter; None without one.
+        draft_seconds: how long the draft model has taken for each token in the last step; None if unknown.
+        n_guessed: tokens that the last step has computed besides those of prompts and one for each request that generates.
         seconds: how long the last step has taken, without waiting for the GIL.
         n_steps: how many steps the last call has made.
+        contended_gil_seconds, contended_call_seconds: CONTENDED_GIL_SECONDS, CONTENDED_CALL_SECONDS.
     """
 
     def __init__(
         self,
         model: Model,
+        options: Mapping[str, Any],
         *,
-        n_ctx: int,
-        n_seq_max: int,
-        n_batch: int,
-        n_guessed: int,
-        on_step: Callable[[StepView], object] | None,
-        draft: Model | None = None,
+        n_guessed: int = 0,
+        on_step: Callable[[StepView], object] | None = None,
+        draft_model: Model | None = None,
         loras: Mapping[LoRA, float] | Iterable[LoRA] = (),
         cache_dir: str | os.PathLike[str] | None = None,
-        options: dict[str, Any],
+        deterministic: bool = False,
     ) -> None:
-        if model.has_encoder:
-            raise ContextError(f"{model._handle.name} has an encoder; the engine is for models that only decode")
-        if model.vocab.type is VocabType.NONE:
-            raise ContextError(f"{model._handle.name} has no vocabulary, and the engine is to give text")
-        self.context = Context(
-            model, **{"n_outputs_max": n_seq_max + n_guessed, **options}, n_ctx=n_ctx, n_seq_max=n_seq_max, n_batch=n_batch,
-            n_ubatch=n_batch,
-        )  # fmt: skip
-        whole = model.is_recurrent or model.is_hybrid or (model.n_swa > 0 and not self.context.params.swa_full)
-        self.trim = Trim.NOTHING if whole else Trim.COMPUTED if model.n_swa else Trim.ANY
-        shares = self.context.params.kv_unified and not model.is_recurrent
-        self.n_cells = self.context.n_ctx if shares else None
-        # For a token more of a sequence that is longer than the window, llama.cpp lets go of one that is out of it.
-        n_ctx_seq = self.context.n_ctx_seq
-        self.pad_limit = 0 if whole or shares else min(n_ctx_seq, model.n_swa or n_ctx_seq)
-        self._own_cells_here = self.trim is Trim.ANY and not shares and not model.params.n_gpu_layers
-        self._step = Step(self.context, n_groups=n_seq_max)
-        self._drafter: Drafter | None = None
-        self._disk: SpillFolder | None = None
+        _check_model(model)
+        if deterministic:
+            _check_deterministic({"draft_model": draft_model, "cache_dir": cache_dir, **options})
+            n_guessed = 0
+        n_seq_max, n_batch = options["n_seq_max"], options["n_batch"]
+        n_outputs = max(n_seq_max + n_guessed, PIECE_TOKENS if deterministic else MIN_OUTPUTS)
+        self.context = Context(model, **{"n_outputs_max": min(n_outputs, n_batch), **options}, n_ubatch=n_batch)
+        self.limits = _limits(self.context, n_seq_max, n_batch, n_guessed if on_step is None else 0)
+        if deterministic:
+            self.limits = replace(self.limits, piece=min(PIECE_TOKENS, self.limits.n_outputs), pad_limit=0)
+        self.drafter: Drafter | None = None
+        self.cache = CacheOperations(self.context, self.limits)
         try:
             self.context.set_loras(loras)
-            for lora in self.context._loras:
-                if lora.invocation_tokens:
-                    raise AdapterError(f"{lora.path} is to begin with certain tokens (aLoRA), and not for all requests")
-            if draft is not None:
-                self._drafter = self._make_drafter(draft, options)
+            refuse_late_loras(self.context.adapters.loras)
+            self.loras = {lora: scale for lora, (_, scale) in self.context.adapters.loras.items()}
+            if draft_model is not None:
+                self.drafter = _drafter(draft_model, self.context, options)
             if cache_dir is not None:
-                self._disk = SpillFolder(cache_dir)
+                self.cache.disk = SpillFolder(cache_dir)
         except BaseException:
             self.close()
             raise
-        self.drafted: dict[Request, int] = {}
+        self.saved = self.cache.saved
         self.draft_seconds: float | None = None
-        self.dropped: dict[Request, int] = {}
-        self._hook = on_step
-        self._gil_seconds = 0.0  # waited after a call, lately
-        self._requests: list[Request] = []  # whose tokens a step samples
-        self._states: dict[int, State] = {}
-        self.saved: list[tuple[int, int | None]] = []
+        self.n_guessed = 0
         self.seconds = 0.0
         self.n_steps = 0
+        self.contended_gil_seconds = CONTENDED_GIL_SECONDS
+        self.contended_call_seconds = CONTENDED_CALL_SECONDS
+        self._step = Step(self.context, n_groups=n_seq_max, n_scored=self.limits.n_outputs)
+        self._on_step = on_step
+        self._gil_seconds = 0.0  # that a call has waited for the GIL, lately
+        # Groups of the step, by their index, that need more than it does:
+        self._verified: list[tuple[int, int]] = []  # with the number of guesses
+        self._by_hand: list[tuple[int, EngineRequest, int, int]] = []  # with the row, and the room
+        self._budgeted: list[tuple[int, Rows[EngineRequest]]] = []
+        self._scored: list[Rows[EngineRequest]] = []
 
-    def run(self, plan: Plan, n_steps: int = 1, seconds: float = TOGETHER) -> dict[Request, Sampled]:
-        """Make a step, or where the plan is steady up to ``n_steps`` that begin within ``seconds``; return what was sampled.
+    def run(
+        self, plan: Plan[EngineRequest], n_steps: int = 1, seconds: float = CONTENDED_CALL_SECONDS
+    ) -> Sequence[Sampled | None]:
+        """Make a step, or where the plan is steady up to ``n_steps`` that begin within ``seconds``.
 
-        Raises as ``Context.decode`` does, and StateError where something was lost; then
-        ``sampled()`` has what steps before the one that failed have sampled, and ``lengths()`` what memory holds.
+        Returns what was sampled for each of the plan's rows; None for rows without a sample.
+
+        Raises as ``Context.decode`` does, and StateError where a state was lost. ``sampled()`` then returns the outcome of
+        the steps before the one that failed, and ``lengths()`` what memory holds.
         """
         step = self._step
-        self.saved = []
-        self.dropped = {}
-        self._requests = []
         step.clear()
-        # All of them are done, also where one fails: the slots go by that.
-        failures = [failure for operation in plan.operations if (failure := self._operate(operation)) is not None]
-        if failures:
-            raise failures[0]
-        drafts = self._draft(plan)
-        processed: dict[Request, tuple[int, int]] = {}  # with their rows, and their room
-        pads = sorted(plan.pads, reverse=True)
-        for rows in plan.rows:
-            while pads and pads[-1][0] < rows.seq:  # they are to follow each other
-                step.pad(*pads.pop())
-            request, tokens, n_guessed = rows.request, rows.tokens, rows.n_guessed
-            if n_guessed and request.guided:
-                sure = len(tokens) - n_guessed
-                guessed = self._foresee(request, tokens[sure:])
-                tokens = [*tokens[:sure], *guessed]
-                self.dropped[request] = n_guessed - len(guessed)
-                n_guessed = len(guessed)
-            step.add(tokens, rows.pos, rows.seq)
-            if draft := drafts.get(request):
-                draft = draft[: rows.n_draft]
-                step.add(draft, rows.pos + len(rows.tokens), rows.seq)
-                n_guessed = self.drafted[request] = len(draft)
-            if rows.sample:
-                by_hand = self._hook is not None or request.processors
-                row = step.sample(None if by_hand else request.sampler, n_guessed=n_guessed, room=rows.room)
-                self._requests.append(request)
-                if by_hand:
-                    processed[request] = row, rows.room
-        while pads:
-            step.pad(*pads.pop())
-        alike = plan.n_generating == len(plan.rows) and not plan.n_guessed and not drafts
-        if alike and self._gil_seconds > CONTENDED and not any(_is_watched(request) for request in self._requests):
-            n_steps, seconds = step.width, TOGETHER
+        self.saved.clear()
+        self.draft_seconds = None
+        if plan.operations:
+            self.cache.carry_out(plan.operations)
+        drafts = self._draft(plan) if plan.n_draft else {}
+        self._fill(plan, drafts)
+        if self._gil_seconds > self.contended_gil_seconds and not drafts and _are_plain(plan):
+            n_steps, seconds = step.width, self.contended_call_seconds
         elif not plan.steady:
             n_steps = 1
         self.n_steps = 0
         sampled = step.run(n_steps, seconds)
         self.n_steps = step.n_done
-        self.seconds = step.decode_seconds / step.n_done
+        self.seconds = (step.decode_seconds + step.score_seconds) / step.n_done
         self._gil_seconds = 0.5 * self._gil_seconds + 0.5 * step.gil_seconds
-        found = dict(zip(self._requests, sampled, strict=True))
-        if processed:
-            found.update(self._process(processed))
+        for index, n in self._verified:
+            sampled[index].n_verified = n
+        if self._by_hand:
+            self._sample_by_hand(sampled)
+        for index, rows in self._budgeted:
+            self._limit_reasoning(rows, sampled[index])
+        if len(sampled) == len(plan.rows) and not self._scored:
+            return sampled
+        rest = iter(sampled)
+        return self._take_scores(plan, [next(rest) if rows.sample else None for rows in plan.rows])
+
+    def _fill(self, plan: Plan[EngineRequest], drafts: Mapping[int, list[int]]) -> None:
+        """Put the rows of a plan into the step."""
+        step, hooked = self._step, self._on_step is not None
+        self.n_guessed = plan.n_guessed
+        self._verified, self._by_hand, self._budgeted, self._scored = [], [], [], []
+        pads = sorted(plan.pads, reverse=True)
+        index = 0
         for rows in plan.rows:
-            if rows.request.budget is not None and rows.sample:
-                self._watch(rows, found[rows.request])
-        return found
+            while pads and pads[-1][0] < rows.seq:  # rows stay in the order of their sequences
+                step.pad(*pads.pop())
+            request, n_guessed = rows.request, rows.n_guessed
+            if n_guessed and request.guided:
+                n_guessed = self._add_foreseen(rows)
+            else:
+                step.add(rows.tokens, rows.pos, rows.seq)
+            if rows.n_draft and drafts:
+                n_guessed = self._add_draft(rows, drafts)
+            self._score(rows)
+            if not rows.sample:
+                continue
+            by_hand = hooked or _is_sampled_by_hand(request)
+            row = step.sample(None if by_hand else request.sampler, n_guessed=n_guessed, room=rows.room)
+            if by_hand:
+                self._by_hand.append((index, request, row, rows.room))
+            if n_guessed:
+                self._verified.append((index, n_guessed))
+            if request.budget is not None:
+                self._budgeted.append((index, rows))
+            index += 1
+        while pads:
+            step.pad(*pads.pop())
 
-    @staticmethod
-    def _foresee(request: Request, guesses: Sequence[int]) -> list[int]:
-        """Return which of the guesses, or of what the grammar puts in their place, to check."""
-        guessed: list[int] = request.sampler.foresee(guesses)
-        must = request.sampler.guide.must
-        n = request.guesser.worth([must[i] < 0 for i in range(len(guessed))]) if guessed and request.guesser else 0
-        return guessed[:n]
+    def _score(self, rows: Rows[EngineRequest]) -> None:
+        """Let the step tell the logprobs of tokens of a prompt, whose rows it has just got, if they are wanted."""
+        request, scored, first = rows.request, rows.scored, rows.pos + 1
+        wanted = request.prompt_logprobs
+        if scored and wanted is not None:
+            tokens = wanted.tokens[first + scored.start : first + scored.stop]
+            self._step.score(self._step.n_rows - len(rows.tokens) + scored.start, tokens, wanted.n_top)
+            self._scored.append(rows)
 
-    def _watch(self, rows: Rows, sampled: Sampled) -> None:
-        """End the reasoning of a request whose budget is spent."""
+    def _take_scores(self, plan: Plan[EngineRequest], outcomes: list[Sampled | None]) -> list[Sampled | None]:
+        """Hand what a step has told of prompts to their requests; return the outcomes, of which some fail.
+
+        Those fail whose logits were no numbers. Memory may lack some of their tokens, so that nothing of them is kept.
+        """
+        for rows, scores in zip(self._scored, self._step.scores(), strict=True):
+            request = rows.request
+            if scores is None:
+                request.is_kept = False
+                error = SamplerError("the model's logits for the prompt are no numbers")
+                outcomes[plan.rows.index(rows)] = Sampled([], [], [], error)
+            elif request.prompt_logprobs is not None:
+                request.prompt_logprobs.put(rows.pos + rows.scored.start + 1, scores)
+        return outcomes
+
+    def _add_foreseen(self, rows: Rows[EngineRequest]) -> int:
+        """Add rows whose grammar says which of the guesses, or of the tokens in their place, can come; return how many."""
+        request, n_sure = rows.request, len(rows.tokens) - rows.n_guessed
+        guesses, guide, n = request.sampler.foresee(rows.tokens[n_sure:]), request.sampler.guide, 0
+        if guesses and request.guesser is not None and guide is not None:
+            n = request.guesser.worth([guide.must[i] < 0 for i in range(len(guesses))])
+        guesses = guesses[:n]
+        self._step.add([*rows.tokens[:n_sure], *guesses], rows.pos, rows.seq)
+        self.n_guessed -= rows.n_guessed - len(guesses)
+        return len(guesses)
+
+    def _add_draft(self, rows: Rows[EngineRequest], drafts: Mapping[int, list[int]]) -> int:
+        """Add what the draft model has guessed behind rows; return how many tokens."""
+        draft = drafts.get(rows.seq, [])[: rows.n_draft]
+        self._step.add(draft, rows.pos + len(rows.tokens), rows.seq)
+        self.n_guessed += len(draft)
+        return len(draft)
+
+    def _draft(self, plan: Plan[EngineRequest]) -> dict[int, list[int]]:
+        """Let the draft model guess; return its tokens by sequence."""
+        if self.drafter is None:
+            return {}
+        drafts = self.drafter.guess([rows.request for rows in plan.rows if rows.n_draft], plan.n_draft)
+        self.draft_seconds = self.drafter.seconds if drafts else None
+        return drafts
+
+    def _limit_reasoning(self, rows: Rows[EngineRequest], sampled: Sampled) -> None:
+        """Append the tokens that end the reasoning of a request whose budget is spent."""
         request, tokens = rows.request, sampled.tokens
-        shown = request.answer.shown or {}
+        shown = request.shown or {}
         for token, piece in zip(tokens, sampled.pieces, strict=True):
             if request.budget is not None and request.budget.push(piece or shown.get(token, b"")):
                 closing = request.budget.closing[: max(rows.room - len(tokens), 0)]
                 for each in closing:
                     request.sampler.accept(each)
-                tokens += closing
-                sampled.pieces += [self.context.model.vocab.piece(each) for each in closing]
-                sampled.n_forced += len(closing)
+                sampled.append(closing, self.context.model.vocab)
                 return
 
-    def _make_drafter(self, draft: Model, options: dict[str, Any]) -> Drafter:
-        context = self.context
-        alike: dict[str, Any] = {key: value for key, value in options.items() if key in ALIKE}
-        return Drafter(
-            draft, n_vocab=context.model.vocab.n_tokens, n_ctx=context.n_ctx, n_seq_max=context.n_seq_max, options=alike
-        )  # fmt: skip
-
-    def _draft(self, plan: Plan) -> dict[Request, list[int]]:
-        self.drafted, self.draft_seconds = {}, None
-        if not plan.n_draft or self._drafter is None:
-            return {}
-        drafts = self._drafter.guess([rows.request for rows in plan.rows if rows.n_draft], plan.n_draft)
-        self.draft_seconds = self._drafter.seconds if drafts else None
-        return drafts
-
-    def _operate(self, operation: Operation) -> StateError | None:
-        memory = self.context.memory
-        if isinstance(operation, Copy):
-            self._copy(operation.source, operation.target)
-        elif isinstance(operation, Shift):
-            if not memory.remove(operation.seq, operation.begin, operation.end):
-                memory.remove(operation.seq, 0)
-                return StateError(f"{memory!r} cannot forget positions {operation.begin} to {operation.end}")
-            memory.shift(operation.seq, operation.end, -1, operation.begin - operation.end)
-        elif isinstance(operation, Save):
-            self.saved.append((operation.key, self._save(operation)))
-        elif isinstance(operation, Load):
-            try:
-                self.context.load_state(self._state(operation.key), operation.seq)
-            except StateError as error:
-                self.saved.append((operation.key, None))  # nor will it the next time
-                return error
-        elif isinstance(operation, Spill):
-            state = self._states.pop(operation.key, None)
-            if state is None or self._disk is None or not self._disk.put(operation.key, state):
-                self.saved.append((operation.key, None))
-        elif isinstance(operation, Forget):
-            if self._states.pop(operation.key, None) is None and self._disk is not None:
-                self._disk.forget(operation.key)
-        elif not memory.remove(operation.seq, operation.length):
-            # llama.cpp has given cells that are out of the sliding window to others, also where swa_full keeps them.
-            memory.remove(operation.seq, 0)
-            return StateError(f"{memory!r} has nothing left before position {operation.length}")
-        return None
-
-    def _copy(self, source: int, target: int) -> None:
-        """Give a sequence what another has."""
-        # Of sequences with cells of their own llama.cpp copies all cells, whether there is anything in them or not: on a
-        # GPU that is nothing; here it is several milliseconds, with large models tenths of a second.
-        if self._own_cells_here and 2 * self.context.memory.positions(source).stop < self.context.n_ctx_seq:
-            from ..state import copy_sequence
-
-            with suppress(StateError, MemoryError):
-                copy_sequence(self.context, source, target)
-                return
-        self.context.memory.copy(source, target)
-
-    def _state(self, key: int) -> State:
-        state = self._states.get(key)
-        if state is None and self._disk is not None:
-            return self._disk.get(key)
-        if state is None:
-            raise StateError(f"{self.context!r}: a state that could not be saved cannot be loaded")
-        return state
-
-    def _save(self, operation: Save) -> int | None:
-        try:
-            state = self._states[operation.key] = self.context.save_state(operation.seq)
-        except (StateError, MemoryError):
-            _logger.warning("%r: what sequence %d has cannot be kept", self.context, operation.seq, exc_info=True)
-            return None
-        return state.n_bytes
-
-    def _process(self, rows: dict[Request, tuple[int, int]]) -> dict[Request, Sampled]:
-        """Sample from logits that Python has a say in; what is raised there is of one request."""
+    def _sample_by_hand(self, sampled: list[Sampled]) -> None:
+        """Sample from logits that Python functions change first. An exception of a processor ends its request only."""
         import numpy as np
 
-        logits = np.empty((len(rows), self.context.model.vocab.n_tokens), np.float32)
-        for i, (row, _) in enumerate(rows.values()):
+        logits = np.empty((len(self._by_hand), self.context.model.vocab.n_tokens), np.float32)
+        for i, (_, _, row, _) in enumerate(self._by_hand):
             logits[i] = self.context.logits(row)
-        if self._hook is not None:
+        if self._on_step is not None:
             try:
-                self._hook(StepView([request.answer for request in rows], logits))
-            except Exception:  # it is of no request
+                self._on_step(StepView([request.answer for _, request, _, _ in self._by_hand], logits))
+            except Exception:  # it belongs to no request
                 _logger.exception("%r: on_step", self.context)
-        return {request: self._choose(request, room, logits[i]) for i, (request, (_, room)) in enumerate(rows.items())}
+        for i, (index, request, _, room) in enumerate(self._by_hand):
+            sampled[index] = self._choose(request, room, logits[i])
 
-    def _choose(self, request: Request, room: int, logits: npt.NDArray[np.float32]) -> Sampled:
+    def _choose(self, request: EngineRequest, room: int, logits: npt.NDArray[np.float32]) -> Sampled:
         sampler = request.sampler
         try:
             for processor in request.processors:
@@ -317,16 +299,15 @@ class Runner:
             token = sampler.choose(logits)
         except Exception as error:
             return Sampled([], [], [], error)
-        told = isinstance(sampler, FastSampler) and sampler.logprob is not None
-        logprobs = [(sampler.logprob, sampler.top_logprobs)] if told else []
-        sampled = Sampled([token], [self.context.model.vocab.piece(token)], logprobs)
-        if isinstance(sampler, FastSampler):
-            sampled.force(sampler, room - 1)
+        logprobs = [(sampler.logprob, sampler.top_logprobs)] if sampler.logprob is not None else []
+        vocab = self.context.model.vocab
+        sampled = Sampled([token], [vocab.piece(token)], logprobs)
+        sampled.force(sampler, vocab, room - 1)
         return sampled
 
-    def sampled(self) -> dict[Request, Sampled]:
-        """Return what the steps before one that failed have sampled; nothing where there were none."""
-        return dict(zip(self._requests, self._step.results(), strict=True)) if self._step.n_done else {}
+    def sampled(self) -> Sequence[Sampled]:
+        """Return the outcome of the steps before one that failed; empty where there were none."""
+        return self._step.results() if self._step.n_done else []
 
     def lengths(self) -> list[int]:
         """Return how many tokens of each sequence are in memory."""
@@ -334,32 +315,78 @@ class Runner:
         return [memory.positions(seq).stop for seq in range(self.context.n_seq_max)]
 
     def set_n_threads(self, n_threads: int) -> None:
-        """Let steps have so many threads."""
+        """Compute with ``n_threads`` threads."""
         self.context.set_n_threads(n_threads)
 
     def interrupt(self, on: bool = True) -> None:
-        """Let each ``run`` from now on make one step and no more, until ``interrupt(False)``; from any thread."""
+        """Let each ``run`` from now on return after one step, until ``interrupt(False)``; from any thread."""
         self._step.interrupt(on)
 
     def abort(self) -> None:
-        """Let ``run`` raise Aborted within the step that is under way; from any thread."""
+        """Let ``run`` raise Aborted within the step under way; from any thread."""
         with suppress(ClosedError):
             self.context.cancel()
 
     def rest(self) -> None:
-        """Let go of what only a thread that is at work needs: idle threads of OpenMP slow down those of other contexts."""
+        """End the threads of OpenMP that wait for the next step: while idle they slow down those of other contexts."""
         with suppress(ClosedError):
             self.context.release_threads()
 
     def close(self) -> None:
-        """Free the contexts, and delete what is on the disk."""
-        if self._disk is not None:
-            self._disk.close()
-        if self._drafter is not None:
-            self._drafter.close()
+        """Free the contexts, and delete the files on the disk."""
+        if self.cache.disk is not None:
+            self.cache.disk.close()
+        if self.drafter is not None:
+            self.drafter.close()
         self.context.close()
 
 
-def _is_watched(request: Request) -> bool:
-    """Return whether each token of a request has to be seen before the next step."""
-    return request.guided or request.budget is not None
+def _is_sampled_by_hand(request: EngineRequest) -> bool:
+    """Return whether Python functions see the logits of a request; the one that counts ``min_tokens`` is done with them."""
+    if request.min_tokens and len(request.tokens) >= request.min_tokens:
+        request.processors, request.min_tokens = request.processors[:-1], 0
+    return bool(request.processors) or request.sampler.by_hand
+
+
+def _check_deterministic(options: Mapping[str, Any]) -> None:
+    """Raise ValueError for an argument of an Engine with which a request cannot be computed alone."""
+    for name in ("draft_model", "cache_dir", "kv_unified"):
+        if options.get(name):
+            raise ValueError(f"{name} does not go with deterministic=True; leave one of them out")
+
+
+def _check_model(model: Model) -> None:
+    if model.has_encoder:
+        raise ContextError(f"{model.handle.name} has an encoder; the engine is for models that only decode")
+    if model.vocab.type is VocabType.NONE:
+        raise ContextError(f"{model.handle.name} has no vocabulary, and the engine generates text")
+
+
+def _limits(context: Context, n_seq_max: int, n_batch: int, n_guessed: int) -> Limits:
+    """Return the limits of a context that was made for ``n_seq_max`` sequences and steps of ``n_batch`` tokens."""
+    model, memory, n_ctx_seq = context.model, context.memory, context.n_ctx_seq
+    trim = Trim.NOTHING if not memory.can_trim else Trim.COMPUTED if model.n_swa else Trim.ANY
+    n_outputs = min(context.params.n_outputs_max or n_batch, n_batch)
+    shares_cells = context.params.kv_unified and not model.is_recurrent
+    # For a token behind a sequence that is longer than its window, llama.cpp drops one that has left the window.
+    takes_padding = trim is not Trim.NOTHING and not shares_cells
+    return Limits(
+        n_seq_max, n_batch, n_ctx_seq, frozenset(model.vocab.eog_tokens()), trim,
+        n_cells=context.n_ctx if shares_cells else None,
+        n_guessed=0 if trim is Trim.NOTHING else min(n_guessed, n_outputs - n_seq_max), n_outputs=n_outputs,
+        pad_limit=min(n_ctx_seq, model.n_swa or n_ctx_seq) if takes_padding else 0,
+    )  # fmt: skip
+
+
+def _drafter(draft_model: Model, context: Context, options: Mapping[str, Any]) -> Drafter:
+    shared = {key: value for key, value in options.items() if key in SHARED_CONTEXT_OPTIONS}
+    return Drafter(
+        draft_model, n_vocab=context.model.vocab.n_tokens, n_ctx=context.n_ctx, n_seq_max=context.n_seq_max, options=shared
+    )  # fmt: skip
+
+
+def _are_plain(plan: Plan[EngineRequest]) -> bool:
+    """Return whether all rows are of requests that generate, none with a guess, and none seen after each token."""
+    if plan.n_generating != len(plan.rows) or plan.n_guessed:
+        return False
+    return not any(rows.request.guided or rows.request.budget is not None for rows in plan.rows)

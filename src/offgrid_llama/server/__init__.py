@@ -1,7 +1,7 @@
 """The server: an OpenAI-compatible HTTP API on worker processes, each of which owns one model.
 
-``create_app(settings)`` is an ASGI app for programs that embed it; ``run(settings)`` serves it. Nothing here loads
-libllama: what a model or a file does to its process ends one worker and no more.
+``create_app(settings)`` returns an ASGI app for programs that embed the server; ``run(settings)`` serves it. Nothing here
+loads libllama, so a model or a file that crashes it ends one worker, and never the server.
 """
 
 from __future__ import annotations
@@ -11,12 +11,15 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .app import create_app
     from .listener import run
-    from .settings import ModelSettings, Settings, SettingsError
+    from .preset_settings import PresetSettings
+    from .setting_checks import SettingsError
+    from .settings import ModelSettings, Settings
 
-__all__ = ["ModelSettings", "Settings", "SettingsError", "create_app", "run"]
+__all__ = ["ModelSettings", "PresetSettings", "Settings", "SettingsError", "create_app", "run"]
 
 _WHERE = {
-    "create_app": "app", "run": "listener", "Settings": "settings", "ModelSettings": "settings", "SettingsError": "settings",
+    "create_app": "app", "run": "listener", "Settings": "settings", "ModelSettings": "settings",
+    "SettingsError": "setting_checks", "PresetSettings": "preset_settings",
 }  # fmt: skip
 
 

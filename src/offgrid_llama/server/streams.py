@@ -1,70 +1,54 @@
-"""EventStream: server-sent events to one client, who may go away or read too slowly at any moment."""
+"""EventStream: server-sent events to a client that may disconnect at any moment."""
 
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import aclosing, suppress
-from time import monotonic
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from starlette.requests import Request
 from starlette.responses import Response
 
-from .errors import ApiError
+from .api_error import ApiError
 from .security import Receive, Scope, Send
+from .sending import WRITE
 
-__all__ = ["EventStream", "gone", "while_connected"]
+__all__ = ["EventStream", "kept_alive", "while_connected"]
 
-_logger = logging.getLogger("offgrid_llama.server")
 _T = TypeVar("_T")
 
-ABORT = "offgrid_llama.abort"
-"""The key of a scope with what ends the connection at once, whatever is still to be written."""
-
-WRITE = "offgrid_llama.write"
-"""The key of a scope with what writes a part of the body as it is, once the answer has begun."""
+SIGN_OF_LIFE_SECONDS = 15.0
+"""Time between two signs of life of a stream whose first event has not come. Clients and proxies give up after one minute to
+five without a byte, and a long prompt may take longer."""
 
 _HEADERS = [
-    (b"content-type", b"text/event-stream; charset=utf-8"),
     (b"cache-control", b"no-cache"),
-    (b"x-accel-buffering", b"no"),  # nginx is to hand on each event as it comes
+    (b"x-accel-buffering", b"no"),  # nginx passes on each event as it comes
 ]
 
 
 class EventStream(Response):
-    """Sends events as they come. A client that goes away, or takes nothing for a while, ends what it has asked for.
+    """Sends events as they come. The request is cancelled when its client disconnects.
 
     Args:
-        events: the bytes of events; closed in any case.
-        write_seconds: most time for a client to take what was written.
+        events: the bytes of events. It is closed in any case.
+        media_type: of the stream.
     """
 
-    def __init__(self, events: AsyncIterator[bytes], write_seconds: float) -> None:
-        super().__init__(status_code=200, media_type="text/event-stream")
+    def __init__(self, events: AsyncIterator[bytes], media_type: str = "text/event-stream") -> None:
+        super().__init__(status_code=200, media_type=media_type)
         self._events = events
-        self._write_seconds = write_seconds
-        self._sending_since: float | None = None
+        self._head = [(b"content-type", f"{media_type}; charset=utf-8".encode()), *_HEADERS]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send all, or until the client is gone."""
+        """Send the events, to the end or until the client has gone."""
         sending = asyncio.create_task(self._send(send, scope.get(WRITE)))
-        leaving = asyncio.create_task(gone(receive))
+        leaving = asyncio.create_task(_disconnected(receive))
         try:
-            while not sending.done():
-                done, _ = await asyncio.wait(
-                    {sending, leaving}, timeout=self._write_seconds / 4, return_when=asyncio.FIRST_COMPLETED
-                )
-                since = self._sending_since
-                if leaving in done or (since is not None and monotonic() - since > self._write_seconds):
-                    break
+            await asyncio.wait({sending, leaving}, return_when=asyncio.FIRST_COMPLETED)
             if sending.done():
                 sending.result()
-                return
-            if leaving not in done and ABORT in scope:
-                _logger.warning("a client took nothing for %g s: it is cut off", self._write_seconds)
-                scope[ABORT]()
         finally:
             for task in (sending, leaving):
                 task.cancel()
@@ -72,39 +56,68 @@ class EventStream(Response):
                 await asyncio.gather(sending, leaving, return_exceptions=True)
 
     async def _send(self, send: Send, write: Callable[[bytes], Awaitable[None]] | None) -> None:
-        async def through_all(data: bytes) -> None:
+        async def write_through_middleware(data: bytes) -> None:
             await send({"type": "http.response.body", "body": data, "more_body": True})
 
-        # Each token would pass half a dozen layers, none of which does anything with it.
-        write = write or through_all
+        write = write or write_through_middleware
         async with aclosing(self._events) as events:  # type: ignore[type-var]
-            await self._timed(send({"type": "http.response.start", "status": 200, "headers": list(_HEADERS)}))
+            await send({"type": "http.response.start", "status": 200, "headers": list(self._head)})
             async for data in events:
-                await self._timed(write(data))
-            # It waits for what the client has not taken.
-            await self._timed(send({"type": "http.response.body", "body": b""}))
-
-    async def _timed(self, writing: Awaitable[None]) -> None:
-        self._sending_since = monotonic()
-        await writing
-        self._sending_since = None
+                if data:  # an empty part would end the body
+                    await write(data)
+            await send({"type": "http.response.body", "body": b""})
 
 
-async def gone(receive: Receive) -> None:
-    """Wait until a client is gone."""
+async def _disconnected(receive: Receive) -> None:
+    """Wait until the client disconnects."""
     while (await receive())["type"] != "http.disconnect":
         pass
 
 
-async def while_connected(request: Request, work: Any) -> Any:
-    """Return what a coroutine gives; it is cancelled when the client goes away before, which is an ApiError then."""
+async def kept_alive(
+    events: AsyncIterator[bytes],
+    sign_of_life: bytes,
+    failed: Callable[[ApiError], bytes],
+    seconds: float = SIGN_OF_LIFE_SECONDS,
+) -> AsyncIterator[bytes]:
+    """Yield events, and while the first one does not come signs of life.
+
+    Args:
+        events: of a stream. They are closed in any case.
+        sign_of_life: what clients ignore.
+        failed: returns the event of an error, for one that comes after a sign of life: the response has begun. An error
+            before that is raised.
+        seconds: between two signs.
+    """
+    first = asyncio.ensure_future(anext(events))
+    async with aclosing(events) as rest:  # type: ignore[type-var]
+        has_begun = False
+        try:
+            while not (await asyncio.wait({first}, timeout=seconds))[0]:
+                has_begun = True
+                yield sign_of_life
+            yield first.result()
+        except ApiError as error:
+            if not has_begun:
+                raise
+            yield failed(error)
+            return
+        finally:
+            first.cancel()
+            await asyncio.gather(first, return_exceptions=True)
+        async for data in rest:
+            yield data
+
+
+async def while_connected(request: Request, work: Awaitable[_T]) -> _T:
+    """Return the result of some work. When the client disconnects first, cancel the work and raise ApiError."""
     working = asyncio.ensure_future(work)
-    leaving = asyncio.create_task(gone(request.receive))
+    leaving = asyncio.create_task(_disconnected(request.receive))
     try:
         await asyncio.wait({working, leaving}, return_when=asyncio.FIRST_COMPLETED)
         if working.done():
             return working.result()
-        raise ApiError(499, "the client is gone", code="client_disconnected")
+        raise ApiError(499, "the client disconnected", code="client_disconnected")
     finally:
         for task in (working, leaving):
             task.cancel()

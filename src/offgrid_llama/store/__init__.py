@@ -1,19 +1,21 @@
-"""Model names to files: a catalog of known models, a cache on disk, and the two places that models come from.
+"""Model names to files: a catalog of known models, a cache on disk, and two sources of models.
 
-``resolve("smollm2-135m-instruct")`` gives the path of a GGUF file and downloads it first if it is not there yet.
-``api.py`` has the functions, ``catalog.py`` knows the names, ``cache.py`` keeps the files, ``pypi.py`` and ``hub.py``
-fetch them, and ``transfer.py`` is what both do on the way: count, hash, and say what is wrong when the disk is full.
+``resolve("smollm2-135m-instruct")`` returns the path of a GGUF file, and downloads the file first if the cache does not have
+it. ``api.py`` has the functions, ``entries.py`` the names, ``cache.py`` the files on disk; ``pypi.py`` and ``hub.py`` fetch
+files, and ``transfer.py`` has what both need: progress, checksums, and the errors of a full disk.
 """
 
-from .api import DEFAULT_MODEL, cache_dir, cached, catalog, pull, remove, resolve, verify
+from .api import DEFAULT_MODEL, cache_dir, cached, catalog, entry, pull, remove, resolve, verify
 from .cache import CachedModel, Store
-from .catalog import Catalog, Entry, HubSource, PyPIPart, PyPISource
+from .consent import Download
+from .entries import Catalog, Entry, HubSource, PyPIPart, PyPISource
 from .transfer import ProgressCallback
 
 __all__ = [
     "DEFAULT_MODEL",
     "CachedModel",
     "Catalog",
+    "Download",
     "Entry",
     "HubSource",
     "ProgressCallback",
@@ -23,6 +25,7 @@ __all__ = [
     "cache_dir",
     "cached",
     "catalog",
+    "entry",
     "pull",
     "remove",
     "resolve",

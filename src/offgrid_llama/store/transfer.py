@@ -1,8 +1,8 @@
-"""What every download does on its way: count, hash, write, and name the cause when the disk says no.
+"""Common to all downloads: progress, partial files with checksums, and errors of the disk that name their cause.
 
-Bytes go into a ``PartFile`` under the cache's ``partial`` folder, and only a file whose sha256 was checked leaves it.
-A ``PartFile`` outlives a failed or killed download, so that the next one can go on where it stopped: what is kept is
-hashed again first, so wrong bytes can never hide in the kept part.
+Bytes go into a ``PartFile`` under the cache's ``partial`` folder, and only a file with the right sha256 leaves that folder.
+A ``PartFile`` outlives a failed or killed download, so that the next download resumes it. Kept bytes are hashed again first,
+so that a wrong byte among them is always found.
 """
 
 from __future__ import annotations
@@ -18,29 +18,35 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ..errors import ChecksumError, DownloadError
+from offgrid_llama.errors import ChecksumError, DownloadError
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-CHUNK = 1 << 20
+CHUNK_BYTES = 1 << 20
 """Bytes that are read, hashed and written at a time."""
 
 ProgressCallback = Callable[[int, "int | None"], object]
 """``progress(done, total)``, both in bytes of the model's file; ``total`` is None while it is not known.
 
-It is called from the thread that asked for the file, never with less ``done`` than before. An exception in it cancels
-the download, removes nothing that could be resumed, and comes out of the call unchanged.
+It is called on the caller's thread, and ``done`` never decreases. An exception in it cancels the download, keeps the bytes
+that a later download can resume from, and is raised by the call unchanged.
 """
 
-_LEAST_INTERVAL = 0.05  # seconds between two calls of a progress callback
-_NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+PROGRESS_MIN_SECONDS = 0.05
+"""Time between two calls of a progress callback: 20 a second are enough for a bar."""
+_NO_ROOM_ERRNOS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 log = logging.getLogger("offgrid_llama.store")
 
 
-class Progress:
-    """Wraps the user's callback: monotone, not too often, and it knows which exceptions were the user's own."""
+class DownloadProgress:
+    """Calls the user's callback with growing numbers, and at most every ``PROGRESS_MIN_SECONDS``.
+
+    Attributes:
+        total: bytes of the whole file; None while they are not known.
+        raised: the exception that the callback raised, which is the user's own.
+    """
 
     def __init__(self, callback: ProgressCallback | None, total: int | None) -> None:
         self.total = total
@@ -51,13 +57,13 @@ class Progress:
         self._told_at = 0.0
 
     def __call__(self, done: int) -> None:
-        """Say that ``done`` bytes are there."""
+        """Report that ``done`` bytes have arrived."""
         self._done = max(self._done, done)
         now = (self._done, self.total)
         finished = self._done == self.total
         if self._callback is None or (finished and self._told == now):
             return
-        if not finished and self._told is not None and time.monotonic() - self._told_at < _LEAST_INTERVAL:
+        if not finished and self._told is not None and time.monotonic() - self._told_at < PROGRESS_MIN_SECONDS:
             return
         try:
             self._callback(*now)
@@ -68,13 +74,13 @@ class Progress:
         self._told_at = time.monotonic()
 
     def below(self, done: int) -> None:
-        """As a call, but never the total: that is said only once the file is checked."""
+        """Report ``done`` bytes, but always fewer than the total, which is reported once the file is checked."""
         self(min(done, self.total - 1) if self.total else done)
 
 
 @dataclass(frozen=True)
 class Fetched:
-    """A whole file whose bytes were checked: where it lies, its sha256, and its length in bytes."""
+    """A complete file whose sha256 was checked. ``size`` is its length in bytes."""
 
     path: Path
     sha256: str
@@ -82,7 +88,7 @@ class Fetched:
 
 
 class PartFile:
-    """A file that grows at its end and knows its sha256. ``size`` is its length so far, in bytes."""
+    """A file that grows at its end, hashed as it grows. ``size`` is its length so far, in bytes."""
 
     def __init__(self, path: Path, sha256: str, at_most: int | None) -> None:
         self.path = path
@@ -94,7 +100,7 @@ class PartFile:
 
     @classmethod
     def open(cls, folder: Path, sha256: str, at_most: int | None) -> PartFile:
-        """Open the part file in ``folder`` of the model with this checksum. Those of other checksums are deleted."""
+        """Open the part file in ``folder`` for a model of this checksum, and delete those of other checksums."""
         path = folder / f"{sha256[:16]}.part"
         for other in folder.glob("*.part"):
             if other != path:
@@ -107,55 +113,55 @@ class PartFile:
     def __exit__(self, *_: object) -> None:
         try:
             self._file.close()
-        except OSError:  # what could not be flushed has been reported by the write that failed
+        except OSError:  # the write that failed has been reported already
             log.debug("closing %s failed", self.path, exc_info=True)
 
     @property
     def on_disk(self) -> int:
-        """Bytes that an earlier download left here."""
+        """Bytes in the file, from an earlier download."""
         return os.fstat(self._file.fileno()).st_size
 
-    def keep(self, size: int, progress: Progress | None = None) -> None:
-        """Cut the file to its first ``size`` bytes, which are hashed again, and go on from there."""
+    def keep(self, size: int, progress: DownloadProgress | None = None) -> None:
+        """Cut the file to its first ``size`` bytes, and hash them again."""
         self._file.flush()
         self._file.truncate(size)
         self._hash = hashlib.sha256()
         self.size = 0
         self._file.seek(0)
-        while chunk := self._file.read(CHUNK):
+        while chunk := self._file.read(CHUNK_BYTES):
             self._hash.update(chunk)
             self.size += len(chunk)
             if progress is not None:
                 progress.below(self.size)
 
     def write(self, data: bytes) -> None:
-        """Append. Raises ``ChecksumError`` once there is more than the model can have: it cannot be the right one."""
+        """Append bytes. Raises ``ChecksumError`` if the file becomes longer than the model is."""
         if self._at_most is not None and self.size + len(data) > self._at_most:
-            raise ChecksumError(f"more bytes came than the {self._at_most} that were expected; they were thrown away")
+            raise ChecksumError(f"more than the expected {self._at_most} bytes arrived; they were deleted")
         self._file.write(data)
         self._hash.update(data)
         self.size += len(data)
 
     def seal(self, model: str) -> Fetched:
-        """Make the file safe against a power cut, close it and check it. Raises ``ChecksumError`` if it is wrong."""
+        """Sync the file to the disk, close it and check it. Raises ``ChecksumError`` if its sha256 is wrong."""
         self._file.flush()
         os.fsync(self._file.fileno())
         self._file.close()
         actual = self._hash.hexdigest()
         if actual != self._expected:
             raise ChecksumError(
-                f"{model} arrived with sha256 {actual}, expected {self._expected}; the file was thrown away. A second"
-                " try may help; if it does not, the source has changed or something on the way changes what it sends"
+                f"{model} arrived with sha256 {actual}, expected {self._expected}; the file was deleted. A second"
+                " try may help; if it does not, the source has changed, or a proxy changes the bytes"
             )
         return Fetched(self.path, actual, self.size)
 
 
-def sha256_of(path: Path, progress: Progress | None = None) -> str:
+def sha256_of(path: Path, progress: DownloadProgress | None = None) -> str:
     """Return the sha256 of the file at ``path`` in lower-case hex digits."""
     digest = hashlib.sha256()
     done = 0
     with open(path, "rb") as file:
-        while chunk := file.read(CHUNK):
+        while chunk := file.read(CHUNK_BYTES):
             digest.update(chunk)
             done += len(chunk)
             if progress is not None:
@@ -164,9 +170,9 @@ def sha256_of(path: Path, progress: Progress | None = None) -> str:
 
 
 def replace_safely(source: Path, target: Path) -> None:
-    """Give ``source`` the name ``target`` in one step that a crash cannot tear."""
+    """Rename ``source`` to ``target`` so that after a crash the name has the old file or the new one."""
     os.replace(source, target)
-    if os.name == "posix":  # the rename itself lies in the folder, which needs its own fsync
+    if os.name == "posix":  # the name is data of the folder, which needs its own fsync
         folder = os.open(target.parent, os.O_RDONLY)
         try:
             os.fsync(folder)
@@ -175,7 +181,7 @@ def replace_safely(source: Path, target: Path) -> None:
 
 
 def no_room(model: str, folder: Path, needed: int | None) -> DownloadError:
-    """Return the error for a full disk, quota or file size limit. ``needed`` is in bytes, None if nobody knows."""
+    """Return the error for a full disk, quota or file size limit. ``needed`` is in bytes, None if it is not known."""
     try:
         free = f", {megabytes(shutil.disk_usage(folder).free)} are free"
     except OSError:
@@ -194,14 +200,14 @@ def check_room(model: str, folder: Path, needed: int) -> None:
 
 
 @contextmanager
-def disk_errors(model: str, folder: Path, needed: int | None, progress: Progress) -> Iterator[None]:
-    """Turn every ``OSError`` inside into a ``DownloadError`` that names ``folder``, but not the callback's own ones."""
+def disk_errors(model: str, folder: Path, needed: int | None, progress: DownloadProgress) -> Iterator[None]:
+    """Turn an ``OSError`` of the block into a ``DownloadError`` that names ``folder``, unless the callback raised it."""
     try:
         yield
     except OSError as error:
         if error is progress.raised:
             raise
-        if error.errno in _NO_ROOM:
+        if error.errno in _NO_ROOM_ERRNOS:
             raise no_room(model, folder, needed or progress.total) from error
         raise DownloadError(
             f"the model cache {folder} cannot take {model}: {error}. Make the folder writable, or set"
@@ -210,5 +216,5 @@ def disk_errors(model: str, folder: Path, needed: int | None, progress: Progress
 
 
 def megabytes(size: int) -> str:
-    """Write ``size`` bytes as people read them: "98 MB". Never 0 for something."""
+    """Return ``size`` bytes in megabytes: "98 MB". Sizes above 0 are at least "1 MB"."""
     return f"{max(1, round(size / 1e6)) if size else 0} MB"

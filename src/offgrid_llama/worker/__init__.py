@@ -1,1 +1,1 @@
-"""The worker: a process that owns one model. ``frames`` is what it and the server say to each other."""
+"""The worker: a process that owns one model. ``frames`` has the messages between it and the server."""

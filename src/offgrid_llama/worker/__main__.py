@@ -1,7 +1,7 @@
 """The worker's process: ``python -m offgrid_llama.worker FD``. It owns one model, and ends with the server.
 
-FD is its end of a socket pair, by which it is told at first what to load. Whatever kills this process, by an abort, a
-segmentation fault or for want of memory, kills no other.
+FD is its end of a socket pair. The first frame on it names the model to load. An abort, a segmentation fault or a lack of
+memory ends this process and no other.
 """
 
 from __future__ import annotations
@@ -15,20 +15,25 @@ from contextlib import suppress
 from functools import partial
 from typing import Any
 
-from . import frames
-from .frames import Channel
-from .service import Service, failure
+from offgrid_llama.start import SparedCollector
 
-HEARTBEAT = 1.0
-"""Seconds between two."""
+from . import frames
+from .failures import failure
+from .frames import Channel
+from .service import Service
+
+HEARTBEAT_SECONDS = 1.0
+"""Time between two heartbeats. The server kills a worker without them after ``worker_seconds``."""
+CLOSE_SECONDS = 5.0
+"""Time for the server to read why a load has failed."""
 
 
 async def main(fd: int) -> None:
-    """Load a model, and answer until the server says so, or is gone."""
+    """Load a model, and answer requests until the server says to stop, or ends."""
     reader, writer = await asyncio.open_connection(sock=socket.socket(fileno=fd))
     channel = Channel(reader, writer, frames.ToWorker)
     first = await channel.receive()
-    if not first or not isinstance(first[0], frames.Load):
+    if not first or not isinstance(first[0], frames.LoadModel):
         return
     spec = first[0].spec
     loop = asyncio.get_running_loop()
@@ -40,14 +45,14 @@ async def main(fd: int) -> None:
     async def beat() -> None:
         while True:
             channel.send(frames.Heartbeat(rss_bytes(), {} if service is None else service.stats()))
-            await asyncio.sleep(HEARTBEAT)
+            await asyncio.sleep(HEARTBEAT_SECONDS)
 
     beating = asyncio.create_task(beat())
     loading = loop.run_in_executor(None, lambda: Service(**spec, progress=progress))
     listening = asyncio.ensure_future(channel.receive())
     either: set[asyncio.Future[Any]] = {loading, listening}
     await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
-    if not loading.done():  # the server is gone, or does not want it any more
+    if not loading.done():  # the server has ended, or has given up
         channel.close()
         _exit()
     try:
@@ -55,12 +60,13 @@ async def main(fd: int) -> None:
     except Exception as error:
         channel.send(failure(0, error))
         channel.close()
-        await asyncio.wait_for(writer.wait_closed(), 5)
+        await asyncio.wait_for(writer.wait_closed(), CLOSE_SECONDS)
         return
     channel.send(frames.Loaded(service.info()))
     channel.send(frames.Heartbeat(rss_bytes(), service.stats()))
     try:
-        await _serve(service, channel, listening)
+        with SparedCollector():
+            await _serve(service, channel, listening)
     finally:
         beating.cancel()
         channel.close()
@@ -75,15 +81,14 @@ async def _serve(service: Service, channel: Channel, listening: asyncio.Future[A
                 return
             if isinstance(frame, frames.Threads):
                 service.set_n_threads(frame.n)
-                continue
-            if isinstance(frame, frames.Cancel):
+            elif isinstance(frame, frames.Cancel):
                 if frame.id in tasks:
                     tasks[frame.id].cancel()
-                continue
-            does = service.generate if isinstance(frame, frames.Generate) else service.call
-            task = asyncio.create_task(does(frame, channel))
-            tasks[frame.id] = task
-            task.add_done_callback(partial(_forget, tasks, frame.id))
+            else:
+                answer = service.generate if isinstance(frame, frames.Generate) else service.call
+                task = asyncio.create_task(answer(frame, channel))
+                tasks[frame.id] = task
+                task.add_done_callback(partial(_forget, tasks, frame.id))
         listening = asyncio.ensure_future(channel.receive())
 
 
@@ -92,14 +97,14 @@ def _forget(tasks: dict[int, asyncio.Task[None]], id_: int, _: asyncio.Task[None
 
 
 def rss_bytes() -> int:
-    """Return the memory that this process has, in bytes."""
+    """Return the memory of this process, in bytes."""
     with suppress(OSError), open("/proc/self/statm", encoding="ascii") as file:
         return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def _exit() -> None:
-    """End at once: a load that is under way cannot be waited for."""
+    """End at once, without waiting for the load that is under way."""
     os._exit(0)
 
 

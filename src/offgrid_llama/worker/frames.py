@@ -1,7 +1,7 @@
-"""Frames: what the server and a worker say to each other, and the channel that carries it (msgpack, by length).
+"""Frames: the messages between the server and a worker, and the channel that carries them.
 
-Whatever comes is decoded into these types and nothing else; there is no pickle. The end of the file means that the other
-process is gone.
+A channel carries MessagePack behind its length. It decodes into these types and no others; there is no pickle. The end
+of the stream means that the other process has ended.
 """
 
 from __future__ import annotations
@@ -12,30 +12,16 @@ from typing import Any
 
 import msgspec
 
+from .generation import Conversation, Texts
+
 __all__ = [
-    "Answered",
-    "Call",
-    "CallPart",
-    "Cancel",
-    "Channel",
-    "Failed",
-    "Generate",
-    "Heartbeat",
-    "Load",
-    "Loaded",
-    "Loading",
-    "Message",
-    "Part",
-    "Result",
-    "Stop",
-    "Threads",
-    "TokenLogprob",
-    "Usage",
-    "packed",
+    "Answered", "Call", "CallChunk", "Cancel", "Channel", "Chunk", "Details", "Facts", "FactsOf", "Failed", "Generate",
+    "Heartbeat", "LoadModel", "Loaded", "Loading", "Measures", "Message", "PromptLogprob", "Result", "Stop", "Threads",
+    "Timings", "TokenCounts", "TokenLogprob", "packed",
 ]  # fmt: skip
 
-MOST_BYTES = 256 * 2**20
-"""Of what is sent at once: vectors of many texts are the largest."""
+MAX_FRAME_BYTES = 256 * 2**20
+"""Bytes that are sent at once, at most. The embeddings of many texts are the largest."""
 
 _LENGTH = struct.Struct("!I")
 
@@ -43,46 +29,52 @@ _LENGTH = struct.Struct("!I")
 # From the server --------------------------------------------------------------------------------------------------------
 
 
-class Load(msgspec.Struct, tag="load", array_like=True):
-    """Load a model. It comes first, and once. ``spec`` is the arguments of Service."""
+class LoadModel(msgspec.Struct, tag="load", array_like=True):
+    """Load a model. This frame comes first, and once. ``spec`` is the arguments of Service."""
 
     spec: dict[str, Any]
 
 
 class Generate(msgspec.Struct, tag="generate", array_like=True):
-    """Answer a request of OpenAI's chat ("chat") or text completions ("text").
+    """Generate.
 
     Attributes:
         id: of the request, chosen by the server.
-        kind: "chat" or "text".
-        stream: whether to send Parts as they come, instead of one Answered.
-        request: its checked parameters.
-        partition: requests of others find nothing of what this one has computed.
+        what: is asked for.
+        stream: send Chunks as they come, instead of all messages with Answered.
+        partition: of the client: cached prefixes and grammars are shared only within it, and partitions have turns.
     """
 
     id: int
-    kind: str
+    what: Conversation | Texts
     stream: bool
-    request: dict[str, Any]
     partition: str
 
 
 class Call(msgspec.Struct, tag="call", array_like=True):
-    """Do something that takes one step: "embed", "rerank", "tokenize", "detokenize", "template", "stats"."""
+    """Return one Result for "stats", or for one of the functions of Calls and EngineCalls.
+
+    Attributes:
+        id: of the request.
+        what: one of these.
+        arguments: of its function; for "template" and "count" one, a Conversation.
+        partition: of the client, as in Generate.
+    """
 
     id: int
     what: str
     arguments: dict[str, Any]
+    partition: str = ""
 
 
 class Cancel(msgspec.Struct, tag="cancel", array_like=True):
-    """Nobody waits for a request any more."""
+    """Stop a request: its client has gone."""
 
     id: int
 
 
 class Threads(msgspec.Struct, tag="threads", array_like=True):
-    """Compute with so many threads from now on."""
+    """Compute with up to ``n`` threads from now on."""
 
     n: int
 
@@ -95,15 +87,26 @@ class Stop(msgspec.Struct, tag="stop", array_like=True):
 
 
 class TokenLogprob(msgspec.Struct, array_like=True):
-    """The logprob of a token, and those of the most probable ones, each with its bytes."""
+    """The logprob of a token, and those of the most probable ones, each with its bytes; and the ids of all of these."""
 
     piece: bytes
     logprob: float
     top: list[tuple[bytes, float]] = []
+    ids: list[int] = []
 
 
-class CallPart(msgspec.Struct, array_like=True):
-    """Some of a call of a tool; the first of a call has its id and name."""
+class PromptLogprob(msgspec.Struct, array_like=True):
+    """The same of a token of a prompt, with its rank, 1 for the most probable one. The first one has neither."""
+
+    piece: bytes
+    logprob: float | None
+    top: list[tuple[bytes, float]] = []
+    ids: list[int] = []
+    rank: int | None = None
+
+
+class CallChunk(msgspec.Struct, array_like=True):
+    """A part of a tool call. The first one of a call has its id and name."""
 
     index: int
     id: str
@@ -111,67 +114,160 @@ class CallPart(msgspec.Struct, array_like=True):
     arguments: str
 
 
-class Part(msgspec.Struct, tag="part", array_like=True):
-    """Some of an answer, as it comes.
+class Measures(msgspec.Struct, array_like=True):
+    """How fast an answer comes.
 
     Attributes:
-        id: of the request. index: of the answer.
-        n_tokens: how many tokens it has.
-        finish_reason: with the last part of an answer.
+        n_prompt, n_cached, n_tokens: tokens of the prompt, of those that were computed before, and of the answer so far.
+        prompt_seconds, completion_seconds: to compute the prompt; from the first token to the last.
+        n_guessed, n_right: guesses of speculative decoding, and those that were right.
+    """
+
+    n_prompt: int
+    n_cached: int
+    n_tokens: int
+    prompt_seconds: float = 0.0
+    completion_seconds: float = 0.0
+    n_guessed: int = 0
+    n_right: int = 0
+
+
+class Details(msgspec.Struct, array_like=True):
+    """The facts that a request can be told of its answer besides its text.
+
+    Attributes:
+        tokens: their ids.
+        prompt: as text, with its control tokens.
+        seq_id: the sequence that it had.
+        truncated: whether the sequence was too short.
+        measures: see Measures.
+        params: the SamplingParams that were used, without the grammar.
+    """
+
+    tokens: list[int]
+    prompt: str
+    seq_id: int
+    truncated: bool
+    measures: Measures
+    params: dict[str, Any]
+
+
+class Chunk(msgspec.Struct, tag="chunk", array_like=True):
+    """A part of an answer, as it comes.
+
+    Attributes:
+        id: of the request.
+        index: of the answer, from 0 to n - 1.
+        content, reasoning, calls: the new text, reasoning and parts of tool calls.
+        logprobs: of the new tokens, or None.
+        finish_reason: with the last chunk of an answer, otherwise None.
+        n_tokens: how many tokens the chunk has.
+        warnings: with the last chunk of an answer: rules of tools that no grammar can hold, and calls that break one.
+        stop: the stop text that has ended the answer, with its last chunk; "" if none has.
+        tokens: of the request so far, with the first chunk of a conversation, otherwise None.
+        n_computed: of the prompt's tokens, in a chunk that tells nothing else.
+        token_ids, measures: the ids of the new tokens, and Measures, if the request asks for measures.
+        details: with the last chunk of an answer, if the request asks for them.
+        prompt: logprobs of the tokens of the prompt, with the first chunk of an answer, if the request asks for them.
     """
 
     id: int
     index: int
     content: str
     reasoning: str = ""
-    calls: list[CallPart] = []
+    calls: list[CallChunk] = []
     logprobs: list[TokenLogprob] | None = None
     finish_reason: str | None = None
     n_tokens: int = 0
+    warnings: list[str] = []
+    stop: str = ""
+    tokens: TokenCounts | None = None
+    n_computed: int | None = None
+    token_ids: list[int] = []
+    measures: Measures | None = None
+    details: Details | None = None
+    prompt: list[PromptLogprob] | None = None
 
 
-class Usage(msgspec.Struct, array_like=True):
-    """Tokens of a request."""
+class TokenCounts(msgspec.Struct, array_like=True):
+    """Tokens of a request: of its prompt, of that from the prefix cache, of its completion.
+
+    Of those that it has predicted, some were accepted, as they came in the completion, and the others rejected. Those of
+    reasoning are part of the completion, and known at its end.
+    """
 
     prompt: int
     cached: int
     completion: int
+    accepted: int = 0
+    rejected: int = 0
+    reasoning: int = 0
+
+
+class Timings(msgspec.Struct, array_like=True):
+    """Seconds of the first answer: waiting in the queue, computing the prompt, and from the first token to the last."""
+
+    waiting: float = 0.0
+    prompt: float = 0.0
+    completion: float = 0.0
 
 
 class Message(msgspec.Struct, array_like=True):
-    """A whole answer."""
+    """A whole answer, with the stop text that has ended it, "" if none has, and Details if the request asks for them."""
 
     content: str
     reasoning: str
-    calls: list[CallPart]
+    calls: list[CallChunk]
     finish_reason: str
     logprobs: list[TokenLogprob] | None = None
+    stop: str = ""
+    details: Details | None = None
 
 
 class Answered(msgspec.Struct, tag="answered", array_like=True):
-    """A request has ended. ``messages`` are those of one that was not streamed; ``seconds`` to the first token."""
+    """A request has ended.
+
+    Attributes:
+        id: of the request.
+        tokens: how many it had.
+        messages: its answers, unless they were streamed.
+        timings: of the first answer; None where it has no token.
+        warnings: those of all answers.
+        told_tokens: token ids of the prompt and the first answer, where the request asks for them.
+        prompts: for each prompt the logprobs of its tokens, unless they were streamed, where the request asks for them.
+    """
 
     id: int
-    usage: Usage
+    tokens: TokenCounts
     messages: list[Message] = []
-    seconds: float | None = None
+    timings: Timings | None = None
+    warnings: list[str] = []
+    told_tokens: list[int] = []
+    prompts: list[list[PromptLogprob]] = []
 
 
 class Result(msgspec.Struct, tag="result", array_like=True):
-    """What a Call has given."""
+    """The value that a Call has given."""
 
     id: int
     value: Any
 
 
 class Failed(msgspec.Struct, tag="failed", array_like=True):
-    """A request has failed, or with ``id`` 0 the model could not be loaded. ``status`` is the one of HTTP."""
+    """A request has failed, or with ``id`` 0 the load.
+
+    Attributes:
+        id: of the request.
+        status: of HTTP.
+        message, code, param, details: see ApiError.
+    """
 
     id: int
     status: int
     message: str
     code: str | None = None
     param: str | None = None
+    details: dict[str, int] = {}
 
 
 class Loading(msgspec.Struct, tag="loading", array_like=True):
@@ -181,71 +277,114 @@ class Loading(msgspec.Struct, tag="loading", array_like=True):
 
 
 class Loaded(msgspec.Struct, tag="loaded", array_like=True):
-    """The model is ready. ``info`` is what there is to tell of it."""
+    """The model is ready. ``info`` has facts about it, for ``/v1/models``."""
 
     info: dict[str, Any]
 
 
 class Heartbeat(msgspec.Struct, tag="heartbeat", array_like=True):
-    """Once a second: memory in bytes, and the numbers of EngineStats."""
+    """The worker lives. It sends this once a second, with its memory in bytes and the numbers of EngineStats."""
 
     rss_bytes: int
     stats: dict[str, float]
 
 
-ToWorker = Load | Generate | Call | Cancel | Threads | Stop
-FromWorker = Part | Answered | Result | Failed | Loading | Loaded | Heartbeat
+# Of models that are not loaded --------------------------------------------------------------------------------------------
 
+
+class FactsOf(msgspec.Struct):
+    """Tell the Facts of a model, by its first file, and the source of a chat template to use instead of its own."""
+
+    file: str
+    template: str | None = None
+
+
+class Facts(msgspec.Struct):
+    """The facts in the headers of a model's files.
+
+    Attributes:
+        size: of all files, in bytes.
+        digest: 64 hexadecimal digits, the same for the same weights.
+        architecture: for instance ``llama``.
+        file_type: the mixture of its types, for instance ``Q4_K_M``; "" for one without a name.
+        n_params: number of weights. n_ctx_train, n_embd: of the model; 0 where the file does not say.
+        template: the source of its chat template; "" for none.
+        metadata: by key, without the template; long arrays are empty.
+        generates, chats, reasons, fills, embeds: whether it writes texts, answers conversations, reasons before that, fills
+            gaps, and was made for vectors.
+    """
+
+    size: int
+    digest: str
+    architecture: str
+    file_type: str
+    n_params: int
+    n_ctx_train: int
+    n_embd: int
+    template: str
+    metadata: dict[str, Any]
+    generates: bool
+    chats: bool
+    reasons: bool
+    fills: bool
+    embeds: bool
+
+
+ToWorker = LoadModel | Generate | Call | Cancel | Threads | Stop
+FromWorker = Chunk | Answered | Result | Failed | Loading | Loaded | Heartbeat
+
+
+# The channel ------------------------------------------------------------------------------------------------------------
 
 _encoder = msgspec.msgpack.Encoder()
 
 
 def packed(frames: list[Any]) -> bytes:
-    """Return the bytes that carry frames. Raises ValueError where they are too many."""
+    """Return the bytes that carry frames. Raises ValueError for more than MAX_FRAME_BYTES."""
     data = _encoder.encode(frames)
-    if len(data) > MOST_BYTES:
-        raise ValueError(f"a frame of {len(data):,} bytes is larger than {MOST_BYTES:,}")
+    if len(data) > MAX_FRAME_BYTES:
+        raise ValueError(f"a frame has {len(data):,} bytes; at most {MAX_FRAME_BYTES:,} are allowed")
     return _LENGTH.pack(len(data)) + data
 
 
 class Channel:
-    """Frames over a stream socket, on an event loop. What is sent within one turn of the loop goes out at once.
+    """Sends and receives frames over a stream socket. Frames of one turn of the event loop are sent together.
 
     Args:
         reader, writer: of ``asyncio.open_connection``.
-        receives: the union of what may come.
+        receives: the union of frames that may come.
     """
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, receives: Any) -> None:
         self._reader = reader
         self._writer = writer
         self._decoder = msgspec.msgpack.Decoder(list[receives])
-        self._waiting: list[Any] = []
+        self._unsent: list[Any] = []
         self._loop = asyncio.get_running_loop()
 
     def send(self, frame: Any) -> None:
-        """Send a frame soon; do nothing where the other side is gone."""
-        if not self._waiting:
+        """Send a frame at the end of this turn of the event loop, unless the other process has ended."""
+        if not self._unsent:
             self._loop.call_soon(self.flush)
-        self._waiting.append(frame)
+        self._unsent.append(frame)
 
     def flush(self) -> None:
-        """Send now what was to be sent soon."""
-        frames, self._waiting = self._waiting, []
+        """Send the frames of this turn now."""
+        frames, self._unsent = self._unsent, []
         if frames and not self._writer.is_closing():
             self._writer.write(packed(frames))
 
     async def receive(self) -> list[Any] | None:
-        """Return the next frames, or None where the other side is gone or says what is no frame."""
+        """Return the next frames, or None when the other process has ended or sends something that is no frame."""
         try:
             (length,) = _LENGTH.unpack(await self._reader.readexactly(_LENGTH.size))
-            if length > MOST_BYTES:
+            if length > MAX_FRAME_BYTES:
                 return None
             return self._decoder.decode(await self._reader.readexactly(length))
         except (asyncio.IncompleteReadError, ConnectionError, msgspec.DecodeError):
             return None
 
     def close(self) -> None:
-        """Send what waits, and close the socket."""
+        """Send the frames of this turn, and close the socket."""
         self.flush()
         self._writer.close()

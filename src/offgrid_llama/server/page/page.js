@@ -1,12 +1,12 @@
-// The chat page. What is typed goes to /v1/chat/completions, and the answer is shown as it comes.
+// The chat page. It sends each question to /v1/chat/completions, and shows the answer as it comes.
 //
-// Text never becomes HTML: every node is built here, so that markup in a question or an answer stays text.
-// The conversation is `messages`, which holds finished turns only; a `Turn` is one question with its answer.
+// Text never becomes HTML: every node is built here, so markup in a question or an answer stays text.
+// `messages` is the conversation, with finished turns only. A `Turn` is one question with its answer.
 
 const MODELS = "v1/models";
 const COMPLETIONS = "v1/chat/completions";
 const LOADING = "loading the model ...";
-const POLL = 1000; // ms between two looks at a model that loads
+const POLL_MS = 1000; // time between two requests for the status of a loading model
 
 const byId = (id) => document.getElementById(id);
 const [scroller, transcript, composer, input, send, stop] =
@@ -14,8 +14,8 @@ const [scroller, transcript, composer, input, send, stop] =
 const [model, modelStatus, settings, system, temperature, maxTokens, apiKey, keyNote] =
   ["model", "model-status", "settings", "system", "temperature", "max-tokens", "api-key", "key-note"].map(byId);
 
-let messages = []; // what the model is told: finished questions and answers
-let current = null; // the turn that is being answered
+let messages = []; // finished questions and answers, which the model gets with the next question
+let current = null; // the turn that waits for its answer
 let following = true; // whether the reader is at the end of the transcript
 
 function make(tag, className = "", text = "") {
@@ -25,9 +25,9 @@ function make(tag, className = "", text = "") {
   return node;
 }
 
-// What the browser keeps ----------------------------------------------------------------------------------------------
+// Storage of the browser ----------------------------------------------------------------------------------------------
 
-/** Return what `storage()` has under a name, or ""; a browser may refuse to keep anything. */
+/** Return the value of a name in `storage()`, or "". A browser may refuse to store anything. */
 function recall(storage, name) {
   try {
     return storage().getItem(`offgrid-llama.${name}`) ?? "";
@@ -40,7 +40,7 @@ function remember(storage, name, value) {
   try {
     storage().setItem(`offgrid-llama.${name}`, value);
   } catch {
-    // It is forgotten with the page.
+    // The value is lost when the page closes.
   }
 }
 
@@ -49,15 +49,15 @@ const session = () => window.sessionStorage;
 
 // The server ----------------------------------------------------------------------------------------------------------
 
-/** Something that the reader has to be told. */
+/** An error whose message the reader sees. */
 class Failure extends Error {}
 
-/** Return what makes a Failure of the browser's own errors; that of an AbortController stays itself. */
+/** Return a function that turns the browser's errors into a Failure. An AbortController's error stays as it is. */
 const fail = (message) => (error) => {
   throw error.name === "AbortError" ? error : new Failure(message);
 };
 
-/** Fetch a path of the server; whatever is no answer becomes a Failure. */
+/** Fetch a path of the server. An error status becomes a Failure. */
 async function request(path, options = {}) {
   const headers = new Headers(options.headers);
   const key = apiKey.value.trim();
@@ -68,29 +68,29 @@ async function request(path, options = {}) {
   return response;
 }
 
-/** Return the Failure that an answer with an error status stands for. */
+/** Return the Failure for a response with an error status. */
 async function refusal(response) {
   let reason = response.statusText;
   try {
     reason = (await response.json()).error.message || reason;
   } catch {
-    // A body that is none of ours: its status has to do.
+    // The body is not the server's own: the status has to do.
   }
   return new Failure(`HTTP ${response.status}${reason && `: ${reason}`}`);
 }
 
-/** Yield the data of each event in a stream of bytes (text/event-stream), wherever the bytes were cut. */
+/** Yield the data of each event in a stream of bytes (text/event-stream). The bytes may be cut anywhere. */
 export async function* events(stream) {
   const reader = stream.getReader();
   const decoder = new TextDecoder();
-  let rest = ""; // a line whose end is still to come
+  let rest = ""; // the line whose end has not come yet
   let data = [];
   try {
     for (;;) {
       const part = await reader.read().catch(fail("The connection was lost."));
-      if (part.done) return; // an event without the blank line behind it was cut off, and counts for nothing
+      if (part.done) return; // an event without a blank line behind it was cut off, and is dropped
       const lines = (rest + decoder.decode(part.value, { stream: true })).split(/\r\n|\n|\r(?!$)/);
-      rest = lines.pop(); // may end with a CR, whose LF may be the next byte
+      rest = lines.pop(); // may end with a CR, and the next byte may be its LF
       for (const line of lines) {
         if (line.startsWith("data:")) {
           data.push(line.slice(line[5] === " " ? 6 : 5));
@@ -101,7 +101,7 @@ export async function* events(stream) {
       }
     }
   } finally {
-    reader.cancel().catch(() => {}); // who wants no more of it lets the server know
+    reader.cancel().catch(() => {}); // tells the server that nothing more will be read
   }
 }
 
@@ -121,7 +121,7 @@ let states = new Map(); // by the model's id
 let listing = null;
 let timer = 0;
 
-/** Ask for the models and show them; return null, or the error, which is shown, too. */
+/** Request the models and show them. Return null, or the error, which is shown as well. */
 function refreshModels() {
   listing ??= listModels().finally(() => {
     listing = null;
@@ -134,7 +134,8 @@ async function listModels() {
   let failure = null;
   try {
     const { data } = await (await request(MODELS, { cache: "no-store" })).json();
-    states = new Map(data.map(({ id, status }) => [id, status ?? "ready"]));
+    const models = data.filter((entry) => !entry.alias_of);
+    states = new Map(models.map(({ id, status }) => [id, status ?? "ready"]));
     showModels();
   } catch (error) {
     failure = error;
@@ -146,10 +147,10 @@ async function listModels() {
 
 function refreshSoon() {
   clearTimeout(timer);
-  timer = setTimeout(refreshModels, POLL);
+  timer = setTimeout(refreshModels, POLL_MS);
 }
 
-/** Make the list that of `states`; what is right already is not touched, as the list may be open. */
+/** Update the list from `states`. Options that are right stay as they are, because the list may be open. */
 function showModels() {
   const known = new Map([...model.options].map((option) => [option.value, option]));
   const options = [...states.keys()].map((id) => known.get(id) ?? new Option(id, id));
@@ -179,7 +180,7 @@ function showStates() {
 export function blocks(text) {
   const found = [];
   let code = null; // the open fence
-  let lines = []; // of the open paragraph
+  let lines = []; // lines of the open paragraph
   const close = () => {
     if (lines.length) found.push({ kind: "p", text: lines.join("\n") });
     lines = [];
@@ -208,7 +209,7 @@ export function blocks(text) {
     }
   }
   close();
-  if (code) found.push({ kind: "code", label: code.label, text: code.lines.join("\n") }); // still being written
+  if (code) found.push({ kind: "code", label: code.label, text: code.lines.join("\n") }); // the fence is not closed yet
   return found;
 }
 
@@ -241,7 +242,7 @@ function codeBlock() {
   const button = make("button", "", "Copy");
   button.type = "button";
   button.addEventListener("click", () => copy(pre.firstChild, button));
-  pre.tabIndex = 0; // so that keys can scroll it
+  pre.tabIndex = 0; // lets keys scroll it
   pre.append(make("code"));
   top.append(make("span"), button);
   node.append(top, pre);
@@ -252,7 +253,7 @@ async function copy(code, button) {
   try {
     await navigator.clipboard.writeText(code.textContent);
   } catch {
-    // The clipboard is there for secure addresses only; what is selected can be copied at any.
+    // The clipboard works on secure addresses only; a selection can be copied on any.
     getSelection().selectAllChildren(code);
     if (!document.execCommand("copy")) return;
   }
@@ -262,9 +263,9 @@ async function copy(code, button) {
   }, 1500);
 }
 
-const drawn = new WeakMap(); // what each node shows
+const drawn = new WeakMap(); // the block that each node shows
 
-/** Make `parent` show a text; blocks that have not changed stay the nodes they are, with what is selected in them. */
+/** Make `parent` show a text. Blocks that have not changed keep their nodes, and so the reader's selection. */
 function render(parent, text) {
   const wanted = blocks(text);
   wanted.forEach((block, i) => {
@@ -304,17 +305,17 @@ function look() {
 
 // A turn --------------------------------------------------------------------------------------------------------------
 
-/** One question and what comes of it. */
+/** One question and its answer. */
 class Turn {
   constructor(question) {
     this.question = question;
     this.content = "";
     this.reasoning = "";
-    this.tokens = 0; // pieces that came, until the server has counted
-    this.first = 0; // when the first and the last came, in ms
+    this.tokens = 0; // chunks so far, and at the end the server's count
+    this.first = 0; // times of the first and the last chunk, in ms
     this.last = 0;
     this.finish = null;
-    this.ending = null; // how it ended; null while it goes on
+    this.ending = null; // how the answer ended; null until then
     this.touched = false; // whether the reader opened or closed the reasoning
     this.frame = 0;
     this.controller = new AbortController();
@@ -344,9 +345,9 @@ class Turn {
     return this.ending === null && !this.tokens;
   }
 
-  /** Take a chunk of the stream. */
+  /** Add a chunk of the stream. */
   take(chunk) {
-    if (chunk.error) throw new Failure(chunk.error.message || "The server broke off.");
+    if (chunk.error) throw new Failure(chunk.error.message || "The server broke off the answer.");
     const choice = chunk.choices?.[0];
     const { content, reasoning_content: reasoning } = choice?.delta ?? {};
     if (content || reasoning) {
@@ -361,7 +362,7 @@ class Turn {
     this.draw();
   }
 
-  /** End it: stopped by the reader, by a failure, or as it should. */
+  /** End the answer: complete, stopped by the reader, or broken off by a failure. */
   end(failure) {
     if (this.controller.signal.aborted) this.ending = "stopped";
     else if (failure) this.ending = "broken off";
@@ -374,7 +375,7 @@ class Turn {
     this.show();
   }
 
-  /** Show what has come with the next frame. */
+  /** Show the answer so far at the next frame of the screen. */
   draw() {
     this.frame ||= requestAnimationFrame(() => this.show());
   }
@@ -406,7 +407,7 @@ class Turn {
   }
 }
 
-/** Return the body of a request: the settings, what was said, and the question. */
+/** Return the body of a request: the settings, the conversation so far, and the question. */
 function asRequest(name, said, question) {
   const prompt = system.value.trim();
   const body = {
@@ -424,7 +425,7 @@ function asRequest(name, said, question) {
   return JSON.stringify(body);
 }
 
-/** Let the server answer a turn. */
+/** Get the answer to a turn from the server. */
 async function answer(turn, said) {
   if (!model.value) {
     const failure = await refreshModels();
@@ -448,7 +449,7 @@ async function answer(turn, said) {
   if (!done) throw new Failure("The connection ended before the answer did.");
 }
 
-/** Ask a question. What has come of an answer is kept; if nothing has, the question goes back to where it was typed. */
+/** Ask a question. A partial answer is kept. Without any answer the question goes back into the input. */
 async function ask(question) {
   const said = messages;
   const turn = new Turn(question);
@@ -465,7 +466,7 @@ async function ask(question) {
     if (!turn.controller.signal.aborted) failure = error;
   }
   turn.end(failure);
-  if (said !== messages) return; // a new chat was begun
+  if (said !== messages) return; // the reader began a new chat
   if (turn.content) {
     said.push({ role: "user", content: question }, { role: "assistant", content: turn.content });
   } else if (failure || turn.controller.signal.aborted) {
@@ -477,9 +478,9 @@ async function ask(question) {
   refreshModels();
 }
 
-// What the reader does ------------------------------------------------------------------------------------------------
+// Actions of the reader -----------------------------------------------------------------------------------------------
 
-/** Put a text into the field below. */
+/** Put a text into the input. */
 function type(text) {
   input.value = text;
   grow();
@@ -493,7 +494,7 @@ function showRunning() {
   const focused = document.activeElement;
   send.hidden = Boolean(current);
   stop.hidden = !current;
-  transcript.setAttribute("aria-busy", String(Boolean(current))); // read out when it is whole
+  transcript.setAttribute("aria-busy", String(Boolean(current))); // a screen reader waits until the answer is whole
   if (focused === send && current) stop.focus();
   if (focused === stop && !current) input.focus();
 }
@@ -508,7 +509,7 @@ composer.addEventListener("submit", (event) => {
 
 input.addEventListener("input", grow);
 input.addEventListener("keydown", (event) => {
-  // 229 is what a key has that an input method takes, where isComposing has ended already.
+  // An input method's key has the code 229, also where isComposing has ended already.
   if (event.key !== "Enter" || event.shiftKey || event.isComposing || event.keyCode === 229) return;
   event.preventDefault();
   composer.requestSubmit();

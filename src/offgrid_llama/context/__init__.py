@@ -1,0 +1,1 @@
+"""A context and its parts: batch, memory, outputs, saved states."""

@@ -1,0 +1,1 @@
+"""The plan of each step, made without a model: the standard library only."""

@@ -1,0 +1,1 @@
+"""A model and its parts: parameters, placement on devices, vocabulary, adapters, saving."""

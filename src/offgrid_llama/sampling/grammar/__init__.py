@@ -1,0 +1,1 @@
+"""Constraints of a text: GBNF, JSON Schema, regular expressions and Lark."""

@@ -1,0 +1,1 @@
+"""Many requests in a file, answered one after the other, and resumed where it ended."""

@@ -1,0 +1,74 @@
+"""JSON of requests: read strictly, and refused before it takes more memory than one request may have."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import msgspec
+
+from offgrid_llama.text.json_text import is_deeper, whole_escapes
+
+from .api_error import ApiError
+
+__all__ = ["read_json"]
+
+_COSTS = {b",": 40, b'"': 16, b":": 100, b"[": 256, b"{": 160}
+"""Bytes of memory that a value takes, at most, by the characters that it is written with."""
+MAX_VALUE_BYTES = 64 * 2**20
+"""Estimated bytes of memory of a body's values, at most, besides long texts."""
+VALUE_BYTES_PER_BODY_BYTE = 8
+"""The same for each byte of the largest body, where the settings allow larger ones than the default."""
+
+
+def read_json(body: bytes, max_depth: int, max_bytes: int, texts: Iterable[str]) -> Any:
+    """Return the value of a body: UTF-8 without NaN, of limited depth, and with a limited number of values.
+
+    Half of a character, as clients write it that cut texts, becomes U+FFFD.
+
+    Args:
+        body: of a request.
+        max_depth: levels of lists and objects, at most.
+        max_bytes: size of the largest body that the settings allow.
+        texts: names of parameters that may be long texts. Characters in them are no values.
+
+    Raises ApiError.
+    """
+    if not body.strip():
+        raise ApiError(400, "the body is empty", code="invalid_json")
+    limit = max(MAX_VALUE_BYTES, VALUE_BYTES_PER_BODY_BYTE * max_bytes)
+    try:
+        try:
+            value = _decoded(body, limit, texts)
+        except msgspec.DecodeError:
+            whole = whole_escapes(body.decode("latin-1")).encode("latin-1")  # escapes are ASCII; the rest stays
+            if whole == body:
+                raise
+            value = _decoded(whole, limit, texts)
+        deeper = is_deeper(value, max_depth)
+    except RecursionError:
+        deeper, value = True, None
+    except (msgspec.DecodeError, ValueError) as error:
+        raise ApiError(400, f"the body is not valid JSON: {error}", code="invalid_json") from error
+    if deeper:
+        raise ApiError(400, f"the body is nested deeper than {max_depth} levels", code="invalid_json")
+    return value
+
+
+def _decoded(body: bytes, limit: int, texts: Iterable[str]) -> Any:
+    """Return the value of a body whose values take up to ``limit`` bytes. Raises ApiError and DecodeError."""
+    if _cost(body) > limit and _cost(body) - sum(map(_cost, _texts(body, texts))) > limit:
+        raise ApiError(413, "the body has too many values for one request", code="body_too_large")
+    return msgspec.json.decode(body)
+
+
+def _cost(text: bytes) -> int:
+    """Return the memory that the values in a JSON text take, at most. Commas and brackets in strings count, too."""
+    return sum(cost * text.count(mark) for mark, cost in _COSTS.items())
+
+
+def _texts(body: bytes, names: Iterable[str]) -> list[bytes]:
+    """Return the texts among the parameters of a body, as they are written. No value is made for the rest."""
+    kind = msgspec.defstruct("Texts", [(name, msgspec.Raw, msgspec.Raw(b"")) for name in names])
+    found = msgspec.structs.astuple(msgspec.json.decode(body, type=kind))
+    return [value for value in map(bytes, found) if value.startswith(b'"')]

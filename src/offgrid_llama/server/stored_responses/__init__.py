@@ -1,0 +1,1 @@
+"""Responses that the server keeps, in memory or in a file of SQLite."""

@@ -1,0 +1,1 @@
+"""Supervision of the worker processes: starts, watches and restarts them."""

@@ -1,0 +1,1 @@
+"""Whole tasks on a context of their own: generate, infill, embed, rerank."""

@@ -1,0 +1,1 @@
+"""Texts as they arrive in pieces, and JSON as strangers write it."""

@@ -1,0 +1,42 @@
+"""Estimates that are made up, so that a schedule goes by no clock."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from offgrid_llama.engine.planning.costs import Costs
+from offgrid_llama.engine.planning.pace import Pace
+from offgrid_llama.engine.planning.padding import Padding
+
+
+class MadeUpPace(Pace):
+    """Gives prompts what a function says."""
+
+    def __init__(self, budget: Callable[[int, int, int], int]) -> None:
+        super().__init__(1)
+        self.budget = budget
+
+    def prompt_budget(self, n_generating: int, n_prompts: int, n_tokens: int) -> int:
+        return self.budget(n_generating, n_prompts, n_tokens)
+
+
+class MadeUpPadding(Padding):
+    """Adds as many rows as a function says."""
+
+    def __init__(self, limit: int, pads: Callable[[int], int]) -> None:
+        super().__init__(limit)
+        self.pads = pads
+
+    def n_pads(self, n_rows: int) -> int:
+        return self.pads(n_rows)
+
+
+class MadeUpCosts(Costs):
+    """Takes guesses to cost what a function says."""
+
+    def __init__(self, cost: Callable[[int, int], float]) -> None:
+        super().__init__()
+        self.cost = cost
+
+    def slowdown(self, n_generating: int, n_guessed: int) -> float:
+        return self.cost(n_generating, n_guessed)

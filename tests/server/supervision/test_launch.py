@@ -1,0 +1,24 @@
+"""Workers that are started ahead."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from offgrid_llama.server.supervision.launch import Launcher
+
+
+def test_a_worker_that_is_started_before_its_model_is_known(coder: Path) -> None:
+    """The next launch takes it; without a model it ends with the process that started it."""
+    launcher = Launcher()
+    process, _ = launcher.prepare()
+    spec: dict[str, Any] = {"file": str(coder), "engine": {}, "model": {}, "sampling": {}, "template": None}
+    launcher.launch_ahead(spec)
+    taken, ours = launcher.launch(spec)
+    assert taken is process
+    other, theirs = launcher.launch(spec)
+    assert other is not process
+    idle, end = launcher.prepare()
+    for running, closing in ((process, ours), (other, theirs), (idle, end)):
+        closing.close()
+        assert running.wait(30) == 0

@@ -1,0 +1,48 @@
+"""JSON of requests: how much memory its values may take."""
+
+from __future__ import annotations
+
+import pytest
+
+from offgrid_llama.server.api_error import ApiError
+from offgrid_llama.server.json_body import read_json
+
+MIB = 2**20
+
+
+@pytest.mark.parametrize("item", [b"[]", b"[1.5]", b'{"a":1}', b'"ab"', b"[[]]", b"{}"])
+def test_too_many_values(item: bytes) -> None:
+    """A body is refused before it is read where its values would take much more memory than its bytes."""
+    body = b'{"x": [%b]}' % b",".join([item] * (8 * MIB // (len(item) + 1)))
+    with pytest.raises(ApiError, match="too many values") as refused:
+        read_json(body, 64, 8 * MIB, ["x"])
+    assert refused.value.status == 413
+
+
+@pytest.mark.parametrize("text", ['[{\\"a\\":1},', ",", '\\"', "{", "a"])
+def test_long_texts(text: str) -> None:
+    """A parameter that is one long text may have any characters; those are no values."""
+    body = b'{"model": "m", "x": "%b"}' % (text.encode() * (7 * MIB // len(text)))
+    assert len(read_json(body, 64, 8 * MIB, ["model", "x"])["x"]) > MIB
+
+
+def test_many_numbers() -> None:
+    """A list of token ids of the largest size is read."""
+    body = b'{"x": [%b]}' % b",".join([b"12345"] * (8 * MIB // 6 - 10))
+    assert len(read_json(body, 64, 8 * MIB, ["x"])["x"]) > 10**6
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        (rb"a\ud83d", "a\ufffd"), (rb"\uDC00", "\ufffd"), (rb"\ud83d\ud83d\ude00", "\ufffd\U0001f600"),
+        (rb"\\\ud83d!", "\\\ufffd!"),
+        (rb"\ud83d\ude00\ud83d", "\U0001f600\ufffd"), (rb"\ud83d\n", "\ufffd\n"),
+    ],
+)  # fmt: skip
+def test_half_of_a_character(text: bytes, value: str) -> None:
+    """A text that its client has cut in the middle of a character is read, with U+FFFD there; so is a name."""
+    assert read_json(b'{"%b": ["%b"]}' % (text, text), 64, MIB, []) == {value: [value]}
+    for wrong in (b'["%b"' % text, b'["%b\xff"]' % text, rb'["%b\u12"]' % text):
+        with pytest.raises(ApiError, match="not valid JSON"):
+            read_json(wrong, 64, MIB, [])
