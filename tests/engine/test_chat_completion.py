@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import pytest
+from pydantic import Field
 
 import offgrid_llama as og
 from helpers.chats import ASKED, GREEDY, THINKING, said
@@ -132,10 +133,10 @@ def test_templates_that_are_not_there(engine: og.Engine) -> None:
 
 @dataclasses.dataclass
 class City:
-    """The shape of an answer, which is soon whole, whatever the model says: a free text may go on to ``max_tokens``."""
+    """The shape of an answer that is soon whole, whatever the model says: a text or a number may go on to ``max_tokens``."""
 
     name: Literal["Paris", "Rome"]
-    inhabitants: int
+    inhabitants: Annotated[int, Field(ge=0, le=10_000_000)]
 
 
 def test_response_formats(engine: og.Engine) -> None:
