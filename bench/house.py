@@ -16,8 +16,9 @@ branches    Functions with a cyclomatic complexity over 10: one, and one for eac
             `for`, `while`, `except`, `case`, comprehension, and each `and` or `or`. A nested function counts by itself and
             in the function around it. Ruff's PLR0912 counts statements only, so its figures are lower.
 parameters  Functions with more than 8 parameters, without `self`, `*args` and `**kwargs`. `public` are those that a user
-            calls: reachable from `__all__` of `offgrid_llama` and `offgrid_llama.server`. `commands` are those of the
-            command line, whose parameters are its options. `inside` are all others.
+            calls: reachable from `__all__` of `offgrid_llama`, `offgrid_llama.server` and the drop-in's `llama`, which has
+            the signatures of others. `commands` are those of the command line, whose parameters are its options.
+            `inside` are all others.
 files       Files of src with more than 400 lines; `llama.cdef.h` does not count, which mirrors llama.h.
 private     Reads and writes of `_name` through an object that is not `self` or `cls`, for each thousand lines of Python.
 english     Sentences with a turn of phrase that the style sheet replaces, by the kind of text: see `house_english.py`.
@@ -41,7 +42,7 @@ import house_english
 ROOT = Path(__file__).resolve().parent.parent
 RECORD = Path("docs/benchmarks/house.json")
 PACKAGE = "offgrid_llama"
-PUBLIC = (PACKAGE, f"{PACKAGE}.server")
+PUBLIC = (PACKAGE, f"{PACKAGE}.server", f"{PACKAGE}.compat.llama_cpp.llama")
 MAX_BRANCHES, MAX_PARAMETERS, MAX_LINES = 10, 8, 400
 MIRROR_OF_LLAMA_H = "llama.cdef.h"
 

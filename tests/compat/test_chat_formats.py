@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -188,10 +186,3 @@ def test_errors_of_tokenizer_configs(config: Any) -> None:
     """The error names what is missing."""
     with pytest.raises((TypeError, ValueError), match=r"tokenizer_config must (have chat_template|be a dict)"):
         ours.hf_tokenizer_config_to_chat_formatter(config)
-
-
-def test_no_engine_is_imported() -> None:
-    """Formats and handlers load neither libllama's engine nor jinja2."""
-    code = "import sys, offgrid_llama.compat.llama_cpp.llama_chat_format; print(*sys.modules)"
-    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
-    assert not {"offgrid_llama.engine.engine", "jinja2", "llguidance", "transformers"} & set(loaded)

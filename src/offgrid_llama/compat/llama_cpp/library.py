@@ -5,12 +5,15 @@ from __future__ import annotations
 import ctypes
 import functools
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from offgrid_llama._capi import lib_dir
+from offgrid_llama._capi import ffi, lib_dir
 from offgrid_llama.native import backend
 
 from . import ctypes_of_cdef
+
+if TYPE_CHECKING:
+    from offgrid_llama.native.handle import Owner
 
 DEPRECATED = {
     "llama_load_model_from_file": "llama_model_load_from_file",
@@ -81,6 +84,12 @@ class Library(ctypes.CDLL):
             ]
             function.restype = ctypes_of_cdef.ctypes_of(ctype.result)
         return function
+
+
+def address(owner: Owner) -> int:
+    """Return the pointer of a Model or a Context, which owns it further."""
+    with owner.handle as pointer:
+        return int(ffi.cast("uintptr_t", pointer))
 
 
 def type_of(name: str) -> Any:
