@@ -112,7 +112,7 @@ def test_json_by_a_schema() -> None:
     for form in forms:
         grammar = grammar_for(response_format=form)
         assert grammar is not None
-        assert grammar.grammar.text == JSON_GBNF
+        assert grammar._grammar == JSON_GBNF
 
 
 def test_the_requests_own_grammar() -> None:

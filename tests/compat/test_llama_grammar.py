@@ -27,6 +27,20 @@ def test_grammars_allow_the_same_texts(name: str, smollm2: og.Model) -> None:
     assert {text: verdict(text, grammar, smollm2.vocab) for text in theirs} == theirs
 
 
+def test_any_json_object_is_quick(smollm2: og.Model) -> None:
+    """It is followed by other rules than its text has, which allow the same texts."""
+    quick = LlamaGrammar.from_string(llama_grammar.JSON_GBNF).grammar
+    assert quick.kind == "lark"
+    theirs = {text: told for each, text, told in THEIRS if each == "JSON_GBNF"}
+    assert {text: verdict(text, quick, smollm2.vocab) for text in theirs} == theirs
+
+
+def test_any_json_object_without_llguidance(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Then it stays GBNF, which llama.cpp follows as well."""
+    monkeypatch.setattr(og.Grammar, "guided", False)
+    assert LlamaGrammar.from_string(llama_grammar.JSON_GBNF).grammar.kind == "gbnf"
+
+
 def test_gbnf_is_read_when_it_is_used() -> None:
     """An invalid grammar is a ValueError then, with line and column; it is offgrid_llama's GrammarError as well."""
     made = LlamaGrammar.from_string("root ::= (")

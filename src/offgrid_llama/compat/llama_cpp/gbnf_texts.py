@@ -6,7 +6,8 @@ Two of them are not what their names say: ``CHESS_GBNF`` and ``JAPANESE_GBNF`` a
 from __future__ import annotations
 
 __all__ = [
-    "ARITHMETIC_GBNF", "CHESS_GBNF", "C_GBNF", "JAPANESE_GBNF", "JSON_ARR_GBNF", "JSON_GBNF", "LIST_GBNF",
+    "ARITHMETIC_GBNF", "CHESS_GBNF", "C_GBNF", "JAPANESE_GBNF", "JSON_ARR_GBNF", "JSON_GBNF", "JSON_LARK",
+    "LIST_GBNF",
 ]  # fmt: skip
 
 ARITHMETIC_GBNF = r"""
@@ -69,6 +70,17 @@ digits ::= "0" | [1-9] [0-9]{{0,15}}
 s ::= (" " | "\n" [\t ]{{0,20}})?
 {_VALUES}"""
 """A JSON object."""
+JSON_LARK = r"""
+start: object
+value: object | array | STRING S? | NUMBER S? | ("null" | "true" | "false") S?
+object: "{" S? (pair ("," S? pair)*)? "}" S?
+pair: STRING S? ":" S? value
+array: "[" S? (value ("," S? value)*)? "]" S?
+STRING: /"([^\x00-\x1F"\\\x7F]|\\(["\\bfnrt]|u[0-9A-Fa-f]{4}))*"/
+NUMBER: /-?(0|[1-9][0-9]{0,15})(\.[0-9]+)?([Ee][+\-]?[0-9][1-9]{0,15})?/
+S: / |\n[\t ]{0,20}/
+"""
+"""The same texts in llguidance's Lark, whose long terminals take a fortieth of the time for a token."""
 
 CHESS_GBNF = JAPANESE_GBNF = rf"""
 root ::= object

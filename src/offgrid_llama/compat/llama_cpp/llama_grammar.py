@@ -17,6 +17,7 @@ from .gbnf_texts import (
     JAPANESE_GBNF,
     JSON_ARR_GBNF,
     JSON_GBNF,
+    JSON_LARK,
     LIST_GBNF,
 )
 from .schema_gbnf import gbnf_of_schema, read_forgivingly
@@ -80,9 +81,10 @@ class LlamaGrammar:
         """The grammar as the rest of offgrid_llama uses it. Raises ValueError, with line and column, for invalid GBNF."""
         if self._made is None:
             try:
-                self._made = Grammar.gbnf(self._grammar, self._root)
+                made = Grammar.gbnf(self._grammar, self._root)
             except GrammarError as error:
                 raise InvalidGrammarError(str(error)) from error
+            self._made = Grammar.lark(JSON_LARK) if self._grammar == JSON_GBNF and made.guided else made
         return self._made
 
     def reset(self) -> None:
