@@ -186,6 +186,16 @@ def test_llama_cpp_reads_the_gbnf(smollm2: og.Model) -> None:
         pass
 
 
+def test_types_inside_that_are_missing(smollm2: og.Model) -> None:
+    """They are those that the keywords are for."""
+    parts = {"o": {"properties": {"x": {}}}, "l": {"items": {"type": "null"}}, "s": {"maxLength": 3}}
+    made = LlamaGrammar.from_json_schema(json.dumps({"properties": parts}))
+    for grammar in (made.grammar, og.Grammar.gbnf(made._grammar)):
+        assert _told(grammar, '{"o": {"x": 1}, "l": [null], "s": "a"}', smollm2.vocab)
+        for text in ('{"o": 1}', '{"l": 1}', '{"s": 1}'):
+            assert not _told(grammar, text, smollm2.vocab)
+
+
 @pytest.mark.parametrize("schema", [{}, {"properties": {"a": {}}}, {"additionalProperties": {"type": "integer"}}])
 def test_schemas_without_a_type(schema: dict[str, Any], smollm2: og.Model) -> None:
     """They are for objects, as in llama-cpp-python: the model cannot write a bare number."""

@@ -229,7 +229,7 @@ TEXTS = {
     "auto, two calls": ["functions.weather", ARGUMENTS, "functions.time", "{}", ""],
     "auto, an unknown function": ["functions.no"],
 }
-HANDLERS = ["chatml", "llama-2", "chatml-function-calling"]
+HANDLERS = ["chatml", "llama-2", "chatml-function-calling", "a template"]
 
 
 def handler_facts(module: Any) -> dict[str, Any]:
@@ -240,7 +240,11 @@ def handler_facts(module: Any) -> dict[str, Any]:
         requests = {title: (request, [ARGUMENTS]) for title, request in REQUESTS.items()}
         if name == "chatml-function-calling":
             requests |= {title: (auto, texts) for title, texts in TEXTS.items()}
-        handler = module.get_chat_completion_handler(name)
+        if name == "a template":
+            handler = module.Jinja2ChatFormatter(TEMPLATE, "</s>", "<s>").to_chat_handler()
+            requests = {title: requests[title] for title in ("plain", "stop", "tools")}
+        else:
+            handler = module.get_chat_completion_handler(name)
         for title, (request, texts) in requests.items():
             for stream in (False, True):
                 llama = FakeLlama(*texts)
