@@ -156,6 +156,7 @@ class Completing(Evaluating):
             answering.tokens, max_tokens=n, stop=stop, sampling=params, logprobs=arguments["logprobs"],
             prompt_logprobs=arguments["logprobs"] if arguments["echo"] else None,
             logits_processors=[_on_arrays(each) for each in processors or ()],
+            lookup=self.draft_model is not None,  # guesses make larger batches, which are rounded otherwise
         )  # fmt: skip
 
     def _by_itself(

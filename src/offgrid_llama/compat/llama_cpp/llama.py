@@ -61,7 +61,7 @@ class Llama(Completing, TextEmbedding):
         last_n_tokens_size: how many tokens count as repeated.
         lora_path, lora_scale: an adapter for all that it writes. lora_base: does nothing, there neither.
         chat_format, chat_handler: how conversations become prompts; None is the model's own template.
-        draft_model: guesses tokens for ``generate``. An Engine guesses by prompt lookup with and without it.
+        draft_model: guesses tokens for ``generate``; with one the Engine guesses, too, by its own prompt lookup.
         tokenizer: in place of the model's own.
         spm_infill: the suffix comes first where a text is filled in.
         verbose: kept, and prints nothing: the log goes to the logger ``offgrid_llama``.
