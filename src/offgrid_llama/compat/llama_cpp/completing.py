@@ -191,8 +191,8 @@ class Completing(Evaluating):
             found = cache[tokens]
         except KeyError:
             return
-        kept = found.input_ids[: found.n_tokens].tolist()
-        if longest_token_prefix(kept, tokens) > longest_token_prefix(self._input_ids.tolist(), tokens):
+        kept = found.input_ids[: found.n_tokens]
+        if longest_token_prefix(kept, tokens) > longest_token_prefix(self._input_ids, tokens):
             self.load_state(found)
 
     def _ended(self, answering: Answering, pieces: Written) -> None:

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 __all__ = ["Evaluating", "longest_token_prefix"]
 
 
-def longest_token_prefix(a: Sequence[int], b: Sequence[int]) -> int:
+def longest_token_prefix(a: Sequence[int] | npt.NDArray[np.intc], b: Sequence[int] | npt.NDArray[np.intc]) -> int:
     """Return how many tokens both begin with."""
     n = min(len(a), len(b))
     differ = np.asarray(a[:n]) != np.asarray(b[:n])
@@ -62,7 +62,7 @@ class Evaluating:
         self._options, self._n_ubatch = options, min(self.n_batch, n_ubatch)
         self.n_tokens = 0
         self.input_ids: npt.NDArray[np.intc] = np.zeros(self._n_ctx, np.intc)
-        self._held: list[int] = []  # the tokens whose computation the context holds
+        self._held = self.input_ids[:0]  # the tokens whose computation the context holds
         self._requires_eval = True  # the context's last row is not that of the last token
         self._chooser: Chooser | None = None
 
@@ -127,16 +127,16 @@ class Evaluating:
 
     def _catch_up(self) -> None:
         """Make the context hold the text so far, and nothing else."""
-        text = self._input_ids.tolist()
+        text = self._input_ids
         same = longest_token_prefix(self._held, text)
         if same == len(self._held) == len(text):
             return
         if same < len(self._held) and not (same and self._context.memory.remove(0, same)):
             self._context.memory.clear()
             same = 0
-        del self._held[same:]
+        self._held = self._held[:same]
         if same < len(text):
-            self._compute(text[same:])
+            self._compute(text[same:].tolist())
             self._requires_eval = False
 
     def _refresh(self) -> None:
@@ -153,7 +153,7 @@ class Evaluating:
             batch = Batch(len(part))
             batch.add_sequence(part, at, logits="all" if self._logits_all else "last")
             self._context.decode(batch)
-            self._held += part
+            self._held = np.append(self._held, np.asarray(part, np.intc))
             for row in batch.rows:
                 if at + row < len(self._logits):
                     self._logits[at + row] = self._context.logits(row)
@@ -250,7 +250,7 @@ class Evaluating:
 
     def _begun(self, tokens: list[int]) -> list[int]:
         """Make the text what it has in common with ``tokens``; return the rest of these."""
-        same = longest_token_prefix(self._input_ids.tolist(), tokens)
+        same = longest_token_prefix(self._input_ids, tokens)
         if same == len(tokens) == self.n_tokens and not self._requires_eval:
             return []
         if same == len(tokens):
@@ -297,4 +297,4 @@ class Evaluating:
         self.input_ids[:n] = state.input_ids[:n]
         self.n_tokens, self._seed, self._requires_eval = state.n_tokens, state.seed, True
         self._logits[: len(state.scores)] = state.scores
-        self._held = self._input_ids.tolist()
+        self._held = self._input_ids.copy()
