@@ -70,12 +70,14 @@ def serving(
     environment: Mapping[str, str] | None = None,
     n_files: int | None = None,
     command: str = "serve",
+    module: str | None = None,
 ) -> Iterator[Served]:
     """Run a server until the block ends, by default from when its first model is ready.
 
-    With ``n_files`` its process may have this number of open files, at most.
+    With ``n_files`` its process may have this number of open files, at most. A ``module`` is run in place of the command.
     """
-    line = [sys.executable, "-m", "offgrid_llama.cli", command, "--port", "0", *arguments]
+    program = ["offgrid_llama.cli", command] if module is None else [module]
+    line = [sys.executable, "-m", *program, "--port", "0", *arguments]
     if n_files is not None:
         line = ["sh", "-c", f'ulimit -n {n_files} && exec "$@"', "sh", *line]
     process = subprocess.Popen(
