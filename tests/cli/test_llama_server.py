@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,10 @@ from offgrid_llama.cli.exits import UsageError
 from offgrid_llama.cli.llama_server import settings_of
 from offgrid_llama.cli.llama_server_flags import FLAGS, read
 from offgrid_llama.cli.llama_server_templates import template_text
+from offgrid_llama.engine.engine import Engine
+from offgrid_llama.model.params import ContextOptions, ModelOptions
+from offgrid_llama.native.enums import LoadMode
+from offgrid_llama.sampling.sampling_params import SamplingParams
 from offgrid_llama.server import Settings
 
 
@@ -112,6 +117,31 @@ def test_no_flag_has_two_meanings() -> None:
     """Each name is in the table once."""
     names: list[Any] = [name for flag in FLAGS for name in flag.names]
     assert len(names) == len(set(names))
+
+
+def test_arguments_of_others_are_theirs() -> None:
+    """What flags hand on to Model, Engine and SamplingParams are arguments of these."""
+    known = {
+        "load": ModelOptions.__annotations__.keys(),
+        "engine": {*ContextOptions.__annotations__, *(Engine.__init__.__kwdefaults__ or {})},
+        "sampling": {each.name for each in dataclasses.fields(SamplingParams)},
+    }
+    handed = [flag.to.split(".", 1) for flag in FLAGS if flag.to.split(".")[0] in known]
+    assert [pair for pair in handed if pair[1] not in known[pair[0]]] == []
+    assert {kind for kind, _ in handed} == known.keys()
+
+
+@pytest.mark.parametrize(
+    ("flags", "mode"),
+    [
+        (["--mmap"], "mmap"), (["--no-mmap"], "none"), (["--mlock"], "mmap_mlock"), (["--mlock", "--no-mmap"], "mlock"),
+    ],
+)  # fmt: skip
+def test_how_a_file_comes_into_memory(file: Path, flags: list[str], mode: str) -> None:
+    """Both flags together are one load mode; without them it is the Model's own."""
+    assert settings(file, *flags).models[0].load == {"load_mode": mode}
+    assert mode.upper() in LoadMode.__members__
+    assert settings(file).models[0].load == {}
 
 
 def test_templates() -> None:

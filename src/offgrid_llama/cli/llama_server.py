@@ -156,8 +156,19 @@ def _settings(given: Mapping[str, Any], names: Sequence[str], model: str, *, pre
         names[0], model=model, aliases=tuple(names[1:]), template=_template(given),
         n_ctx=given.get("n_ctx") or None, n_parallel=_n_parallel(given), n_threads=n_threads if n_threads > 0 else None,
         n_gpu_layers=n_layers if isinstance(n_layers, int) and n_layers >= 0 else None, draft=_draft(given),
-        loras=loras, sampling=_sampling(given), engine=_engine(given), load=_below("load", given), preload=preload,
+        loras=loras, sampling=_sampling(given), engine=_engine(given), load=_load(given), preload=preload,
     )  # fmt: skip
+
+
+def _load(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the arguments of Model."""
+    load = _below("load", given)
+    if "mmap" in given or "mlock" in given:
+        mmap, mlock = given.get("mmap", True), given.get("mlock", False)
+        load["load_mode"] = {
+            (True, True): "mmap_mlock", (True, False): "mmap", (False, True): "mlock", (False, False): "none",
+        }[mmap, mlock]  # fmt: skip
+    return load
 
 
 def _n_parallel(given: Mapping[str, Any]) -> int:
