@@ -41,6 +41,15 @@ def test_sampling_and_ends() -> None:
     assert (found.cache_prompt, found.progress, found.measures) == (False, True, True)
 
 
+def test_adapters() -> None:
+    """They are the model's, by number, each once; none is another thing than nothing said."""
+    assert options().loras is None
+    assert options(lora=[]).loras == {}
+    assert options(lora=[{"id": 1, "scale": 0.5}, {"id": 0, "scale": -1}]).loras == {1: 0.5, 0: -1.0}
+    with pytest.raises(ApiError, match="an adapter is named twice"):
+        options(lora=[{"id": 1, "scale": 0.5}, {"id": 1, "scale": 1}])
+
+
 def test_a_smaller_priority_comes_first() -> None:
     """As in vLLM; a worker takes the larger one first."""
     assert (options(priority=5).priority, options().priority) == (-5, 0)

@@ -78,6 +78,11 @@ def test_one_model_with_several_names(served: Served) -> None:
     for name, more in (("styled", {}), ("bare", {"lora": [{"id": 0, "scale": 1}]})):
         answer = post(served, "/completion", {"model": name, "prompt": "abc", "n_predict": 6, **more})
         assert answer.json()["content"] == texts["styled"]
+    assert completed(served, "bare", lora=[{"id": 0, "scale": 1}]) == texts["styled"]
+    assert completed(served, "styled", lora=[]) == texts["bare"]
+    asked = {"model": "bare", "input": "abc", "max_output_tokens": 16, "lora": [{"id": 1, "scale": 1}]}
+    refused = post(served, "/v1/responses", asked).json()["error"]
+    assert (refused["param"], "there is no adapter 1" in refused["message"]) == ("lora", True)
     assert served.worker_pids() == pids
     assert len(pids) == 1
     wait_until(lambda: sum("is ready" in line for line in served.log) == 1)

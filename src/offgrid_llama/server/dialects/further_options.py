@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from offgrid_llama.server.api_error import ApiError
 from offgrid_llama.worker.generation import Constraint, Options
 
-from .llama_server_options import sampler_names
+from .llama_server_options import adapters, sampler_names
 from .structural_tags import StructuralTags
 
 __all__ = ["constraint", "set_further"]
@@ -38,6 +38,8 @@ def set_further(options: Options, said: Mapping[str, Any]) -> None:
     for name in ("min_tokens", "ignore_eos", "n_keep", "cache_prompt", "prompt_logprobs"):
         if name in said:
             setattr(options, name, said[name])
+    if "lora" in said:
+        options.loras = adapters(said["lora"])
     options.n_discard = said.get("n_discard") or None
     options.priority = -said.get("priority", 0)
     is_told = said.get("timings_per_token") or said.get("return_progress")

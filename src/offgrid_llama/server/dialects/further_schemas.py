@@ -9,9 +9,10 @@ from pydantic import Field, Tag, model_validator
 from offgrid_llama.server.shapes import by_shape
 from offgrid_llama.server.strict import Strict, refused
 
-__all__ = ["CONSTRAINTS", "FurtherFields"]
+__all__ = ["CONSTRAINTS", "MAX_ADAPTERS", "Adapter", "Adapters", "FurtherFields"]
 
 MAX_CHOICES = 1024
+MAX_ADAPTERS = 64
 MAX_GRAMMAR_CHARACTERS = 64 * 1024
 INT32_MAX = 2**31 - 1
 
@@ -33,6 +34,16 @@ SamplerNames: TypeAlias = Annotated[
     Annotated[Word, Tag("text")] | Annotated[list[Word], Field(max_length=64, fail_fast=True), Tag("list")],
     by_shape("letters, or a list of names"),
 ]
+
+
+class Adapter(Strict):
+    """An adapter of the model, by its number, and its scale."""
+
+    id: Annotated[int, Field(ge=0, le=MAX_ADAPTERS)]
+    scale: Annotated[Finite, Field(ge=-100, le=100)]
+
+
+Adapters = Annotated[list[Adapter], Field(max_length=MAX_ADAPTERS, fail_fast=True)]
 
 
 class StructuredOutputs(Strict):
@@ -82,6 +93,9 @@ class FurtherFields(Strict):
         None, description="vLLM's: logprobs of the prompt's tokens, and of this number of the most probable ones."
     )
     cache_prompt: bool | None = Field(None, description="llama.cpp's: use, and leave, what is computed of the prompt.")
+    lora: Adapters | None = Field(
+        None, description="llama.cpp's: the model's adapters to use, by number, in place of its own choice; [] is none."
+    )
     timings_per_token: bool | None = Field(None, description="llama.cpp's: each event has its timings.")
     return_progress: bool | None = Field(
         None, description="llama.cpp's: events tell how much of the prompt is computed."

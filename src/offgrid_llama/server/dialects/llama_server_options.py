@@ -81,7 +81,7 @@ def options(said: Mapping[str, Any], server: LlamaServer | None, logprobs: int |
         n_discard=said.get("n_discard") or None, ignore_eos=bool(said.get("ignore_eos")),
         priority=said.get("priority", 0), seq_id=slot if slot >= 0 else None,
         cache_prompt=said.get("cache_prompt", server is None or server.cache_prompt),
-        loras={each["id"]: each["scale"] for each in said["lora"]} if "lora" in said else None,
+        loras=adapters(said["lora"]) if "lora" in said else None,
         progress=bool(said.get("return_progress") and said.get("stream")), measures=bool(said.get("stream")),
         max_seconds=said["t_max_predict_ms"] / 1e3 if said.get("t_max_predict_ms", 0) > 0 else None,
         min_indent=said.get("n_indent", 0), details=True, chain=_draws_alike(said, server),

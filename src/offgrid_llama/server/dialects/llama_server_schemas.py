@@ -10,6 +10,7 @@ from pydantic_core import PydanticCustomError
 from offgrid_llama.server.shapes import by_shape
 from offgrid_llama.server.strict import Strict
 
+from .further_schemas import Adapters
 from .openai_messages import MAX_TOOLS, ChatMessage, ToolChoice, ToolDefinition
 from .openai_schemas import (
     MAX_BIASES,
@@ -25,8 +26,8 @@ from .openai_schemas import (
 )
 
 __all__ = [
-    "Adapter", "Adapters", "ChatCompletionRequest", "CompletionRequest", "EmbeddingRequest", "InfillRequest",
-    "PredictRequest", "RerankRequest", "SlotFile",
+    "ChatCompletionRequest", "CompletionRequest", "EmbeddingRequest", "InfillRequest", "PredictRequest", "RerankRequest",
+    "SlotFile",
 ]  # fmt: skip
 
 MAX_N = 8
@@ -35,7 +36,6 @@ MAX_PROBS = 1000
 MAX_BREAKERS = 64
 MAX_FIELDS = 64
 MAX_FILES = 1024
-MAX_ADAPTERS = 64
 INT32_MAX = 2**31 - 1
 MAX_BIAS = 1e9
 
@@ -108,14 +108,6 @@ def _check_bias(pair: Any) -> None:
 Biases = Annotated[Any, AfterValidator(_check_biases)]
 
 
-class Adapter(Strict):
-    """An adapter of the model and its scale."""
-
-    id: Annotated[int, Field(ge=0, le=MAX_ADAPTERS)]
-    scale: Annotated[Finite, Field(ge=-100, le=100)]
-
-
-Adapters = Annotated[list[Adapter], Field(max_length=MAX_ADAPTERS, fail_fast=True)]
 Samplers: TypeAlias = Annotated[
     Annotated[Word, Tag("text")] | Annotated[list[Word], Field(max_length=64, fail_fast=True), Tag("list")],
     by_shape("letters, or a list of names"),

@@ -12,9 +12,10 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from offgrid_llama.server.answering import call
 from offgrid_llama.server.api_error import ApiError
 from offgrid_llama.server.bodies import StrictRoute, json_response
+from offgrid_llama.server.dialects.further_schemas import MAX_ADAPTERS, Adapter
 from offgrid_llama.server.dialects.llama_server_openai import BUILD_INFO
 from offgrid_llama.server.dialects.llama_server_options import generation_settings, model_of
-from offgrid_llama.server.dialects.llama_server_schemas import MAX_ADAPTERS, Adapter, SlotFile
+from offgrid_llama.server.dialects.llama_server_schemas import SlotFile
 from offgrid_llama.server.downloads import Download
 from offgrid_llama.server.json_body import read_json
 from offgrid_llama.server.llama_server import LlamaServer
