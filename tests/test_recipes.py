@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import importlib
 import json
 import os
 import re
@@ -12,6 +14,8 @@ from pathlib import Path
 import httpx
 import pytest
 
+import offgrid_llama as og
+from helpers import minilm
 from helpers.serving import wait_until
 
 RECIPES = Path(__file__).resolve().parent.parent / "docs" / "recipes"
@@ -94,3 +98,40 @@ def test_an_agent(smollm2_path: Path, name: str) -> None:
     called, _, reported = run(name).partition("and reports: ")
     assert "the model calls temperature {'city':" in called
     assert re.match(r"Report\(city='.*', degrees=-?\d+\)", reported)
+
+
+def test_retrieval(smollm2_path: Path) -> None:
+    """The nearest paragraphs are found, and only these can be cited."""
+    del smollm2_path
+    found, *lines = run("retrieval.py", minilm.path(), "On which day of the week is the museum closed?").splitlines()
+    names = found.removeprefix("found: ").split(", ")
+    assert (names[0], len(names)) == ("opening", 3)
+    cited = [re.match(r"  \[(\w+)\] ", line) for line in lines if line.startswith("  [")]
+    assert cited
+    assert {match[1] for match in cited if match} <= set(names)
+
+
+def test_an_editor(smollm2_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of keystrokes without a pause only the last one is answered, the file is computed once, and nothing runs on."""
+    monkeypatch.syspath_prepend(str(RECIPES))
+    editor = importlib.import_module("editor")
+    marks = {f"tokenizer.ggml.fim_{name}_token_id": 3 + i for i, name in enumerate(("rep", "sep", "pre", "suf", "mid"))}
+
+    async def session(engine: og.Engine) -> list[str | None]:
+        completer = editor.Completer(engine, {"shapes.py": "def area(width, height):\n    return width * height\n"})
+        typed = [completer.typed("print(shapes.area"[:n], ")\n") for n in range(9, 18)]
+        answers: list[str | None] = await asyncio.gather(*typed)
+        running = asyncio.create_task(completer.typed("print(shapes", ")\n"))
+        while not engine.stats().prompt_tokens_cached and not running.done():
+            await asyncio.sleep(0)  # until it has begun, with what is computed of the file
+        answers.append(await completer.typed("print(shapes.a", ")\n"))
+        await running  # None, or what it had written before the keystroke
+        return answers
+
+    with og.Model(smollm2_path, kv_overrides=marks) as model, og.Engine(model, n_ctx=2048, n_seq_max=2) as engine:
+        answers = asyncio.run(session(engine))
+        stats = engine.stats()
+    assert answers[:8] == [None] * 8
+    assert None not in answers[8:]
+    assert stats.prompt_tokens_cached > 0
+    assert (stats.n_running, stats.n_waiting) == (0, 0)
