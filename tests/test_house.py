@@ -16,7 +16,7 @@ PACKAGE = ROOT / "src" / "offgrid_llama"
 # From the ground up: a folder may import from those before it, never from those after it.
 ORDER = [
     "errors", "finish_reason", "start", "text", "_capi", "native", "store", "files", "model", "context", "sampling", "tasks",
-    "chat", "engine", "worker", "server", "cli", "integrations", "compat",
+    "chat", "engine", "integrations", "worker", "server", "cli", "compat",
 ]  # fmt: skip
 STANDARD_LIBRARY_ONLY = [
     "errors.py", "finish_reason.py", "start.py", "text", "engine/planning", "files/atomic.py",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
@@ -13,6 +14,9 @@ import time
 from pathlib import Path
 
 import pytest
+
+import offgrid_llama as og
+from offgrid_llama.cli.chat import Talk, _allowed
 
 COMMAND = [sys.executable, "-W", "error", "-m", "offgrid_llama.cli", "chat", "-t", "0", "-n", "24"]
 ENVIRONMENT = {**os.environ, "OMP_WAIT_POLICY": "passive", "COLUMNS": "100", "PYTHONUNBUFFERED": ""}
@@ -156,3 +160,41 @@ def test_at_a_terminal(smollm2_path: Path, tmp_path: Path) -> None:
     assert len(messages) == 2
     history = (tmp_path / "offgrid-llama/chat_history").read_text(encoding="utf-8")
     assert "+Tell me a long story.\n+About a dragon." in history
+
+
+def test_tools(smollm2: og.Model, capsys: pytest.CaptureFixture[str]) -> None:
+    """A call is shown and carried out, its result goes back, and the model answers; an error goes back, too."""
+    called: list[str] = []
+
+    def tell(city: str) -> str:
+        called.append(city)
+        raise LookupError("no station")
+
+    city = {"type": "object", "properties": {"city": {"enum": ["Bern"]}}, "required": ["city"]}
+    tools = [og.Tool("weather", "The weather of a city.", city, tell)]
+    with og.Engine(smollm2, n_ctx=2048, n_seq_max=1) as engine:
+        talk = Talk(engine, None, {"tools": tools, "tool_choice": "required", "temperature": 0, "max_tokens": 60})
+        talk._take("How is the weather in Bern?")
+        roles = [message["role"] for message in talk._chat.messages]
+    out, err = capsys.readouterr()
+    assert called
+    assert set(called) == {"Bern"}
+    assert roles[:3] == ["user", "assistant", "tool"]
+    assert "LookupError: no station" in talk._chat.messages[2]["content"]
+    assert '(weather {"city": "Bern"})' in err
+    assert (roles[-1], out.endswith("\n")) == ("assistant", True)
+
+
+def test_consent(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """Without a terminal a tool is not called, and stderr says what allows it."""
+    monkeypatch.setattr("sys.stdin", io.StringIO("y\n"))
+    assert not _allowed("things", "weather", {"city": "Bern"})
+    assert "(the tool weather of things was not called: --allow-tools allows it)" in capsys.readouterr().err
+
+
+def test_servers_of_tools_that_cannot_be_had(smollm2_path: Path, tmp_path: Path) -> None:
+    """A file that is none is a wrong argument."""
+    (tmp_path / "mcp.json").write_text("{", encoding="utf-8")
+    out, err = piped("-m", smollm2_path, "--mcp", tmp_path / "mcp.json", lines="Hello\n", code=2)
+    assert out == ""
+    assert "--mcp" in err

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -30,11 +31,15 @@ from .options import (
 )
 
 if TYPE_CHECKING:
+    from offgrid_llama.chat.tools.tool import Tool, ToolCall
     from offgrid_llama.engine import Chat, ChatCompletion, Engine
     from offgrid_llama.engine.chat_options import TurnArguments
+    from offgrid_llama.integrations.mcp import MCPServers
 
 __all__ = ["chat"]
 
+MAX_TURNS = 8
+"""Answers to a message: the last one cannot call a tool any more."""
 DEFAULT_N_CTX = 8192
 """Positions of a context without ``--n-ctx``: enough for a long talk, and of most models not all that they allow."""
 
@@ -55,6 +60,11 @@ def chat(
     ] = None,
     n_threads: Threads = None,
     n_gpu_layers: GpuLayers = "auto",
+    mcp: Annotated[
+        Path | None,
+        typer.Option("--mcp", metavar="FILE", help="Let the model call the tools of the MCP servers in a file."),
+    ] = None,
+    allow_tools: Annotated[bool, typer.Option("--allow-tools", help="Call tools without asking.")] = False,
     verbose: Verbose = False,
 ) -> None:
     """Talk with a model. Enter sends, Alt-Enter begins a new line, Ctrl-C stops an answer, /help lists the commands.
@@ -68,7 +78,9 @@ def chat(
     options: TurnArguments = {
         "max_tokens": max_tokens, "temperature": temperature, "seed": seed, "reasoning_budget": reasoning_budget,
     }  # fmt: skip
-    with Model(to_file(model), n_gpu_layers=layers) as loaded:
+    with ExitStack() as stack, Model(to_file(model), n_gpu_layers=layers) as loaded:
+        if mcp is not None:
+            options["tools"] = stack.enter_context(_servers(mcp, allow_tools)).tools
         n_ctx = n_ctx or min(loaded.n_ctx_train or DEFAULT_N_CTX, DEFAULT_N_CTX)
         with Engine(loaded, n_seq_max=1, n_ctx=n_ctx, n_threads=n_threads) as engine:
             engine.chat_format()  # a model without a template is refused before the first message is typed
@@ -77,6 +89,25 @@ def chat(
                 talk.at_the_terminal(loaded.path.name)
             else:
                 talk.from_a_pipe()
+
+
+def _servers(file: Path, allow_tools: bool) -> MCPServers:
+    """Connect to the servers of tools."""
+    from offgrid_llama.integrations.mcp import MCPServers
+
+    try:
+        return MCPServers(file, allow=None if allow_tools else _allowed)
+    except (ImportError, ValueError) as error:
+        raise typer.BadParameter(str(error), param_hint="--mcp") from error
+
+
+def _allowed(server: str, tool: str, arguments: Mapping[str, Any]) -> bool:
+    """Ask whether a tool may be called, now and later. Without a terminal it may not."""
+    if sys.stdin is None or not sys.stdin.isatty():
+        output.err(f"(the tool {tool} of {server} was not called: --allow-tools allows it)")
+        return False
+    shown = output.one_line(json.dumps(arguments, ensure_ascii=False), 200)
+    return typer.confirm(f"{server}: call {tool} {shown}? (and further calls of it)", err=True)
 
 
 class Talk:
@@ -91,6 +122,7 @@ class Talk:
     def __init__(self, engine: Engine, system: str | None, options: TurnArguments) -> None:
         self._engine = engine
         self._options = options
+        self._tools: list[Tool] = list(options.get("tools") or ())  # type: ignore[arg-type]  # they are Tools here
         self._chat = self._new(system)
         self._last: ChatCompletion[Any] | None = None
         self._pretty = False
@@ -160,7 +192,29 @@ class Talk:
     # Answers and commands ---------------------------------------------------------------------------------------------
 
     def _say(self, text: str) -> None:
-        reply = self._last = self._chat.say(text)
+        reply = self._chat.say(text)
+        self._show(reply)
+        for turn in range(1, MAX_TURNS):
+            if not (calls := reply.tool_calls):
+                return
+            for call in calls:
+                self._chat.add_tool_result(call, self._called(call))
+            reply = self._chat.reply(tool_choice="none" if turn == MAX_TURNS - 1 else "auto")
+            self._show(reply)
+
+    def _called(self, call: ToolCall) -> object:
+        """Carry out a call, and say so; return what goes back to the model."""
+        from offgrid_llama.engine.tool_calls import result
+
+        output.err(f"({call.name} {output.one_line(call.arguments, 200)})")
+        try:
+            return result(call, self._tools)
+        except KeyboardInterrupt:
+            output.err("(stopped)")
+            return "The call was interrupted."
+
+    def _show(self, reply: ChatCompletion[Any]) -> None:
+        self._last = reply
         try:
             (self._show_pretty if self._pretty else self._show_plain)(reply)
         except KeyboardInterrupt:
