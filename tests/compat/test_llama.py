@@ -8,6 +8,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from helpers.twin import LETTERS, Weights, write_tiny_llama
 from offgrid_llama.compat import llama_cpp
 from offgrid_llama.compat.llama_cpp import Llama
 from offgrid_llama.compat.llama_cpp import llama_cpp as raw
+from offgrid_llama.compat.llama_cpp.completing import parallel
 from offgrid_llama.compat.llama_cpp.llama_speculative import LlamaPromptLookupDecoding
 
 PROMPT = "abcabcabd"
@@ -185,6 +187,15 @@ def test_eight_threads(llama: Llama) -> None:
     for thread in threads:
         thread.join()
     assert together == alone
+
+
+@pytest.mark.parametrize(
+    ("n_ctx", "n_head_kv", "n"), [(512, 8, 8), (4096, 2, 4), (4096, 8, 2), (512, 32, 4), (65_536, 32, 1)]
+)
+def test_how_many_at_once(n_ctx: int, n_head_kv: int, n: int) -> None:
+    """As many as share a KV cache of 16,384 positions and of 1 GiB, from one up to eight."""
+    model: Any = SimpleNamespace(n_embd=4096, n_head=32, n_head_kv=n_head_kv, n_layer=32)
+    assert parallel(model, n_ctx) == n
 
 
 def test_a_stream_that_is_dropped(llama: Llama) -> None:

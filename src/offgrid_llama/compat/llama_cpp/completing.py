@@ -23,6 +23,7 @@ from .sampling import ARGUMENTS, Processor, sampling_params
 if TYPE_CHECKING:
     from offgrid_llama.engine.prompt_logprobs import TokenLogprobs
     from offgrid_llama.model.adapter import LoRA
+    from offgrid_llama.model.model import Model
 
     from .llama_cache import BaseLlamaCache
     from .llama_grammar import LlamaGrammar
@@ -30,13 +31,15 @@ if TYPE_CHECKING:
 __all__ = ["Completing", "parallel"]
 
 N_PARALLEL = 8
-"""Completions that run at once, as long as their sequences together have no more than ``MAX_POOL`` positions."""
-MAX_POOL = 16_384
+"""Completions that run at once, as long as their KV cache has no more than these positions and bytes."""
+MAX_POSITIONS, MAX_CACHE_BYTES = 16_384, 2**30
 
 
-def parallel(n_ctx: int) -> int:
-    """Return how many completions may run at once with texts of ``n_ctx`` tokens."""
-    return max(1, min(N_PARALLEL, MAX_POOL // n_ctx))
+def parallel(model: Model, n_ctx: int) -> int:
+    """Return how many completions may run at once with texts of ``n_ctx`` tokens: one at least."""
+    width = model.n_embd * model.n_head_kv / max(model.n_head, 1)  # of a token's keys in a layer, and of its values
+    position_bytes = max(2 * 2 * width * model.n_layer, 1)
+    return max(1, min(N_PARALLEL, MAX_POSITIONS // n_ctx, int(MAX_CACHE_BYTES / position_bytes) // n_ctx))
 
 
 class Completing(Evaluating):

@@ -65,8 +65,8 @@ class Llama(Completing, TextEmbedding):
         tokenizer: in place of the model's own.
         spm_infill: the suffix comes first where a text is filled in.
         verbose: kept, and prints nothing: the log goes to the logger ``offgrid_llama``.
-        kwargs: ``n_seq_max``, the most completions that run at once; by default 8, with long contexts fewer. Others are
-            ignored.
+        kwargs: ``n_seq_max``, the most completions that run at once, which share a KV cache of ``n_ctx`` positions for each;
+            by default 8, or fewer where that is over 16,384 positions or 1 GiB. Others are ignored.
 
     Raises ValueError for a file that is not there or an argument that cannot be used, and otherwise as Model and Context do.
     """
@@ -136,7 +136,7 @@ class Llama(Completing, TextEmbedding):
         self.n_batch = min(n_ctx, n_batch)
         self._loras = {} if lora_path is None else {LoRA(weights, lora_path): lora_scale}
         self._begin(options, n_ubatch)
-        self._n_parallel, self._lock = kwargs.get("n_seq_max") or parallel(self._n_ctx), threading.RLock()
+        self._n_parallel, self._lock = kwargs.get("n_seq_max") or parallel(weights, self._n_ctx), threading.RLock()
         self._model = guarded.model_of(weights, verbose)
         self.tokenizer_ = tokenizer or LlamaTokenizer(self)
         self.chat_handler, self._chat_handlers = chat_handler, templates.handlers_of(weights)
