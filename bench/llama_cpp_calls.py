@@ -82,6 +82,9 @@ def of_eval():
     all.eval(all.tokenize(PROMPT.encode()))
     return [all.n_tokens, all.input_ids[:all.n_tokens].tolist()]
 
+def told(**more):
+    return new(logits_all=True).create_chat_completion(ASKED, temperature=0, max_tokens=3, **more)
+
 def lookup():
     return llama_cpp.llama_speculative.LlamaPromptLookupDecoding()
 
@@ -204,7 +207,7 @@ CALLS = {
     "chat with a format by name": "new(chat_format='chatml').create_chat_completion(ASKED, temperature=0, max_tokens=8)",
     "chat in another format": "new(chat_format='llama-2').create_chat_completion(TALK, temperature=0, max_tokens=8)",
     "the format in use": "chat.chat_format",
-    "chat with logprobs": "all.create_chat_completion(ASKED, temperature=0, max_tokens=3, logprobs=True, top_logprobs=2)",
+    "chat with logprobs": "told(logprobs=True, top_logprobs=2)",
     "chat of the package openai": "chat.create_chat_completion_openai_v1(ASKED, **GREEDY).choices[0].message.content",
 }
 """By name, in the order in which they run: some look at what the one before has left."""

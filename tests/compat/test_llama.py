@@ -189,6 +189,17 @@ def test_eight_threads(llama: Llama) -> None:
     assert together == alone
 
 
+def test_conversations_are_answered_by_the_engine(tmp_path: Path) -> None:
+    """The model's own template ends an answer where the model does, which needs no context of the Llama's own."""
+    template = "{% for m in messages %}{{ m.content }}{% endfor %}"
+    write_tiny_llama(tmp_path / "chat.gguf", more={**LETTERS, "tokenizer.chat_template": template})
+    with made(str(tmp_path / "chat.gguf")) as llama:
+        reply: Any = llama.create_chat_completion([{"role": "user", "content": PROMPT}], temperature=0.0, max_tokens=12)
+        assert reply["choices"][0]["message"]["content"]
+        assert sum(llama._engine.stats().finished.values()) == 1
+        assert "_context" not in vars(llama)
+
+
 @pytest.mark.parametrize(
     ("n_ctx", "n_head_kv", "n"), [(512, 8, 8), (4096, 2, 4), (4096, 8, 2), (512, 32, 4), (65_536, 32, 1)]
 )

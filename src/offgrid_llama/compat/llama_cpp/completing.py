@@ -17,7 +17,7 @@ from offgrid_llama.tasks.infill import fim_prompt
 
 from .answering import Answering, OwnText, Written, told
 from .evaluating import Evaluating, longest_token_prefix
-from .llama_callbacks import LogitsProcessorList, StoppingCriteriaList
+from .llama_callbacks import LogitsProcessorList, StoppingCriteriaList, StopTokens
 from .sampling import ARGUMENTS, Processor, sampling_params
 
 if TYPE_CHECKING:
@@ -212,8 +212,7 @@ class Completing(Evaluating):
 
     def _ends_anyway(self, criterion: Any) -> bool:
         """Return whether a criterion waits for tokens that end a text anyway."""
-        tokens = getattr(criterion, "stop_token_ids", None)
-        return tokens is not None and set(tokens) <= self._weights.vocab.eog_tokens() | {-1}
+        return isinstance(criterion, StopTokens) and set(criterion.stop_token_ids) <= self._weights.vocab.eog_tokens()
 
     def _answering(self, given: Mapping[str, Any]) -> Answering:
         """Read the prompt."""

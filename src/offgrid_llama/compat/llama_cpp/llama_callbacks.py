@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["LogitsProcessor", "LogitsProcessorList", "StoppingCriteria", "StoppingCriteriaList"]
+__all__ = ["LogitsProcessor", "LogitsProcessorList", "StopTokens", "StoppingCriteria", "StoppingCriteriaList"]
 
 LogitsProcessor = Callable[[npt.NDArray[np.intc], npt.NDArray[np.single]], npt.NDArray[np.single]]
 """Takes the tokens so far and the logits; returns the logits."""
@@ -23,6 +23,17 @@ class LogitsProcessorList(list[LogitsProcessor]):
         for processor in self:
             scores = processor(input_ids, scores)
         return scores
+
+
+class StopTokens:
+    """A stopping criterion that ends a completion behind one of these tokens."""
+
+    def __init__(self, stop_token_ids: Collection[int]) -> None:
+        self.stop_token_ids = stop_token_ids
+
+    def __call__(self, input_ids: npt.NDArray[np.intc], logits: npt.NDArray[np.single]) -> bool:
+        """Return whether the last token is one of them."""
+        return input_ids[-1] in self.stop_token_ids
 
 
 class StoppingCriteriaList(list[StoppingCriteria]):

@@ -14,7 +14,7 @@ from offgrid_llama.errors import ChatTemplateError
 from .chat_formatter import ChatFormatter, ChatFormatterResponse
 from .chat_handlers import chat_formatter_to_chat_completion_handler
 from .chat_registry import LlamaChatCompletionHandler
-from .llama_callbacks import StoppingCriteriaList
+from .llama_callbacks import StoppingCriteriaList, StopTokens
 
 __all__ = [
     "Jinja2ChatFormatter", "TemplateRefusal", "hf_autotokenizer_to_chat_completion_handler",
@@ -95,8 +95,7 @@ class Jinja2ChatFormatter(ChatFormatter):
         prompt = _rendered(self._compiled, messages, {**variables, **kwargs})
         criteria = None
         if self.stop_token_ids is not None:
-            ends = self.stop_token_ids
-            criteria = StoppingCriteriaList([lambda tokens, logits: tokens[-1] in ends])
+            criteria = StoppingCriteriaList([StopTokens(self.stop_token_ids)])
         return ChatFormatterResponse(prompt, [self.eos_token], criteria, added_special=True)
 
     def to_chat_handler(self) -> LlamaChatCompletionHandler:
