@@ -1,4 +1,4 @@
-"""Engines and embedders that the models of frameworks share: one for each model, made when it is first needed."""
+"""Engines, embedders and rerankers that the models of frameworks share: one for each model, made when it is first needed."""
 
 from __future__ import annotations
 
@@ -10,11 +10,16 @@ from functools import partial
 from typing import Any, TypeVar, cast
 
 from offgrid_llama.engine.engine import Engine
+from offgrid_llama.files.architecture import own_pooling
+from offgrid_llama.model.model import Model
+from offgrid_llama.native.enums import PoolingType
 from offgrid_llama.tasks.embedding import Embedder
+from offgrid_llama.tasks.reranking import Reranker
 
-__all__ = ["close_all", "shared_embedder", "shared_engine"]
+__all__ = ["close_all", "shared_embedder", "shared_engine", "shared_reranker"]
 
-_T = TypeVar("_T", Engine, Embedder)
+_T = TypeVar("_T", Engine, Embedder, Reranker)
+_PooledT = TypeVar("_PooledT", Embedder, Reranker)
 
 _shared: dict[tuple[Any, ...], Any] = {}
 _lock = threading.RLock()
@@ -29,17 +34,38 @@ def shared_engine(model: str | os.PathLike[str], **options: Any) -> Engine:
 
 
 def shared_embedder(model: str | os.PathLike[str], **options: Any) -> Embedder:
-    """Return this process's Embedder for a model with these options, as ``shared_engine`` does."""
-    from offgrid_llama.model.model import Model
+    """Return this process's Embedder for a model with these options, as ``shared_engine`` does.
 
-    return _made(lambda: Embedder(Model(model), **options), Embedder, model, options)
+    Without a ``pooling_type`` texts are pooled as the model says, or by the mean where it says nothing.
+    """
+
+    def make(loaded: Model) -> Embedder:
+        is_silent = own_pooling(loaded.metadata) is PoolingType.NONE
+        return Embedder(loaded, **{**({"pooling_type": PoolingType.MEAN} if is_silent else {}), **options})
+
+    return _made(partial(_loaded, model, make), Embedder, model, options)
+
+
+def shared_reranker(model: str | os.PathLike[str], **options: Any) -> Reranker:
+    """Return this process's Reranker for a model with these options, as ``shared_engine`` does."""
+    return _made(partial(_loaded, model, lambda loaded: Reranker(loaded, **options)), Reranker, model, options)
+
+
+def _loaded(model: str | os.PathLike[str], make: Callable[[Model], _PooledT]) -> _PooledT:
+    """Return what is made of a model that is loaded for it; where that fails the model is closed."""
+    loaded = Model(model)
+    try:
+        return make(loaded)
+    except BaseException:
+        loaded.close()
+        raise
 
 
 def _made(make: Callable[[], _T], kind: type[_T], model: str | os.PathLike[str], options: dict[str, Any]) -> _T:
     key = (os.getpid(), kind, os.fspath(model), repr(sorted(options.items())))
     with _lock:  # a second caller waits for the first one's load
         found = _shared.get(key)
-        if found is None or (kind is Engine and found.closed):  # it may have failed
+        if found is None or found.closed:  # it may have failed
             found = _shared[key] = make()
         return cast("_T", found)
 
@@ -51,5 +77,5 @@ def close_all() -> None:
         for key in [key for key in _shared if key[0] == os.getpid()]:
             found = _shared.pop(key)
             found.close()
-            if isinstance(found, Embedder):
+            if not isinstance(found, Engine):
                 found.model.close()

@@ -135,7 +135,7 @@ class OffgridLlamaEmbeddings(llm.EmbeddingModel):  # type: ignore[misc]
 
         some = list(items)
         if some:
-            yield from shared_embedder(self._file, pooling_type="mean").embed(some, truncate=True).tolist()
+            yield from shared_embedder(self._file).embed(some, truncate=True).tolist()
 
 
 def _events(delta: Delta) -> Iterator[Any]:
