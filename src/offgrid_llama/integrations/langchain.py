@@ -158,7 +158,7 @@ class ChatOffgridLlama(BaseChatModel):  # type: ignore[misc]  # LangChain is not
         self, messages: Sequence[BaseMessage], stop: list[str] | None, options: Mapping[str, Any]
     ) -> ChatCompletion[Any]:
         if {**self.model_kwargs, **options}.get("n", 1) != 1:
-            raise ValueError("n: a stream has one answer; use invoke, generate or batch")
+            raise ValueError("n: a stream has one answer; generate() can have several")
         return self._submitted(messages, stop, options)
 
     def _name(self, options: Mapping[str, Any]) -> str:
