@@ -11,17 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from helpers.states import state, write_many
 from offgrid_llama.compat.llama_cpp.llama_cache import BaseLlamaCache, LlamaCache, LlamaDiskCache, LlamaRAMCache
-from offgrid_llama.compat.llama_cpp.llama_state import LlamaState
 
 Make = Callable[..., BaseLlamaCache]
-
-
-def state(tokens: Sequence[int], size: int = 100) -> LlamaState:
-    """Return a state whose every part says which one it is."""
-    data = bytes([len(tokens)]) * size
-    scores = np.arange(6, dtype=np.single).reshape(2, 3)
-    return LlamaState(np.array(tokens, np.intc), scores, len(tokens), data, size, 7)
 
 
 @pytest.fixture(params=["RAM", "disk"])
@@ -212,16 +205,6 @@ def test_files_of_others_stay(tmp_path: Path) -> None:
     cache[[1]] = state([1])
     assert cache.cache_size == 0
     assert [file.name for file in tmp_path.iterdir()] == ["notes.txt"]
-
-
-def write_many(folder: str, first: int) -> None:
-    """Write and read states, as one of several processes."""
-    cache = LlamaDiskCache(folder, capacity_bytes=20_000)
-    for at in range(40):
-        key = [first + at % 5, at]
-        cache[key] = state(key, 1000)
-        if key in cache:
-            cache.cache_size  # noqa: B018 - files may go meanwhile
 
 
 def test_processes_share_a_folder(tmp_path: Path) -> None:

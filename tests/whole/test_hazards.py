@@ -304,9 +304,16 @@ def test_every_row_is_held() -> None:
             assert name in _tests_of(file), f"{hazard.row}: there is no {test}"
 
 
+RAW_CLASSES = {"compat/llama_cpp/_internals.py", "compat/llama_cpp/_samplers.py"}
+"""What stands for llama-cpp-python's internal classes, and says that nothing guards it."""
+
+
 def test_what_has_no_guard_is_not_called() -> None:
-    """No file of ours calls a function of llama.h that no check of its arguments makes safe."""
-    for path in Path(og.__file__).parent.rglob("*.py"):
+    """No file of ours calls a function of llama.h that no check of its arguments makes safe, but the raw layer's classes."""
+    package = Path(og.__file__).parent
+    for path in package.rglob("*.py"):
+        if path.relative_to(package).as_posix() in RAW_CLASSES:
+            continue
         tree = ast.parse(path.read_text(encoding="utf-8"))
         names = {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
         assert not names & NOT_CALLED, path
