@@ -1,6 +1,9 @@
 """guidance and outlines, which take a `llama_cpp.Llama`, on the drop-in.
 
-python docs/integrations/with_guidance_and_outlines.py [IGNORED]
+    python docs/integrations/guidance_and_outlines.py
+
+In an environment of its own, with guidance, outlines and numba: guidance brings an older llguidance than offgrid-llama[chat]
+takes. So CI does not run it.
 """
 
 from __future__ import annotations
