@@ -74,10 +74,10 @@ def test_grammars_of_files(tmp_path: Path) -> None:
 
 
 def test_grammars_of_schemas(smollm2: og.Model) -> None:
-    """JSON that is valid under the schema, with or without spaces."""
+    """JSON that is valid under the schema, with one space behind each colon."""
     schema = {"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"]}
     grammar = LlamaGrammar.from_json_schema(json.dumps(schema)).grammar
-    for text, told in [('{"n": 1}', "whole"), ('{"n":1}', "whole"), ('{"n": "1"}', "refused"), ("{}", "refused")]:
+    for text, told in [('{"n": 1}', "whole"), ('{"n":1}', "refused"), ('{"n": "1"}', "refused"), ("{}", "refused")]:
         assert verdict(text, grammar, smollm2.vocab) == told
 
 

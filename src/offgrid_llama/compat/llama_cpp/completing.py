@@ -33,6 +33,8 @@ __all__ = ["Completing", "parallel"]
 N_PARALLEL = 8
 """Completions that run at once, as long as their KV cache has no more than these positions and bytes."""
 MAX_POSITIONS, MAX_CACHE_BYTES = 16_384, 2**30
+STREAM_INTERVAL = 1 / 30
+"""Seconds between two parts of a stream: the tokens between them are computed in one call."""
 
 
 def parallel(model: Model, n_ctx: int) -> int:
@@ -62,7 +64,7 @@ class Completing(Evaluating):
     def _engine(self) -> Engine:
         n_seq = self._n_parallel
         return Engine(
-            self._weights, n_ctx=n_seq * self._n_ctx, n_seq_max=n_seq, kv_unified=True,
+            self._weights, n_ctx=n_seq * self._n_ctx, n_seq_max=n_seq, stream_interval=STREAM_INTERVAL,
             n_batch=max(self.n_batch, n_seq + 1), loras=self._loras, **self._options,
         )  # fmt: skip
 
@@ -159,7 +161,7 @@ class Completing(Evaluating):
             answering.tokens, max_tokens=n, stop=stop, sampling=params, logprobs=arguments["logprobs"],
             prompt_logprobs=arguments["logprobs"] if arguments["echo"] else None,
             logits_processors=[_on_arrays(each) for each in processors or ()],
-            lookup=self.draft_model is not None,  # guesses make larger batches, which are rounded otherwise
+            lookup=self.draft_model is not None or arguments["grammar"] is not None,  # larger batches are rounded otherwise
         )  # fmt: skip
 
     def _by_itself(

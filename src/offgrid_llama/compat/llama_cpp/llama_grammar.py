@@ -73,7 +73,7 @@ class LlamaGrammar:
         if left_out and verbose:
             _logger.warning("rules of a JSON Schema are left out: %s", "; ".join(left_out))
         made = cls(_grammar=gbnf_of_schema(document))
-        made._made = Grammar.json_schema(document, whitespace="space")
+        made._made = Grammar.json_schema(document)
         return made
 
     @property

@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterable, Mapping
 from copy import copy
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Literal, get_origin
+from typing import TYPE_CHECKING, get_origin
 
 from offgrid_llama._capi import lib
 from offgrid_llama.errors import GrammarError
@@ -73,7 +73,7 @@ class Grammar:
         return cls(text, root)
 
     @classmethod
-    def json_schema(cls, schema: object, *, whitespace: bool | Literal["space"] = False) -> Grammar:
+    def json_schema(cls, schema: object, *, whitespace: bool = False) -> Grammar:
         """Read a JSON Schema: the text is JSON that is valid under it.
 
         Args:
@@ -81,8 +81,8 @@ class Grammar:
                 from which pydantic makes a schema. Properties come in the order of the schema. An object has properties
                 that are not listed only where the schema says of which kind.
             whitespace: let the model write a space, or a new line with up to 24 spaces, where JSON allows them; without a
-                bound, models run off in spaces. "space" lets it write one space, or none. By default there is one space
-                after each comma and colon; these tokens are forced and so take no time.
+                bound, models run off in spaces. By default there is one space after each comma and colon; these tokens are
+                forced and so take no time.
 
         Raises GrammarError that names the place for anything that is not a schema, for keywords that are not supported
         (uniqueItems, contains, not, if, dependentRequired and others), and above 64 KiB or 64 levels. Errors that only
@@ -92,8 +92,7 @@ class Grammar:
         plain = read_schema(schema_of_type(schema) if is_type else schema)
         options: dict[str, object] = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
         if whitespace:
-            pattern = " ?" if whitespace == "space" else _WHITESPACE
-            options = {"whitespace_flexible": True, "whitespace_pattern": pattern}
+            options = {"whitespace_flexible": True, "whitespace_pattern": _WHITESPACE}
         source = {"grammars": [{"json_schema": {**plain, "x-guidance": options}}]}
         return cls(json.dumps(plain), kind="json_schema", source=json.dumps(source))
 
