@@ -249,7 +249,7 @@ async def _listed(session: Any) -> AsyncIterator[dict[str, Any]]:
 
 
 def _text(part: Mapping[str, Any]) -> str:
-    """Return a part of a result as text; of pictures and sound that there is one."""
+    """Return a part of a result as text: of a picture or a sound its kind, in brackets."""
     if part.get("type") == "text":
         return str(part["text"])
     resource = part.get("resource") or part

@@ -251,15 +251,11 @@ class Evaluating:
     def _begun(self, tokens: list[int]) -> list[int]:
         """Make the text what it has in common with ``tokens``; return the rest of these."""
         same = longest_token_prefix(self._input_ids, tokens)
-        if same == len(tokens) == self.n_tokens and not self._requires_eval:
-            return []
-        if same == len(tokens):
-            same -= 1  # the last one again, for its logits
-        if same > 0:
-            self.n_tokens, self._requires_eval = same, True
-        else:
+        if not same:
             self.reset()
-        return tokens[max(same, 0) :]
+        elif same < self.n_tokens:
+            self.n_tokens, self._requires_eval = same, True
+        return tokens[same:]
 
     def _row(self, at: int) -> npt.NDArray[np.single]:
         """Return the logits behind the token at an index of the text, from the last decode."""
