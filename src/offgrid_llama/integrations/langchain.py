@@ -6,7 +6,6 @@ All objects with one model and the same options share an engine, so that their r
 from __future__ import annotations
 
 import asyncio
-import os
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from operator import itemgetter
 from typing import TYPE_CHECKING, Any, Literal
@@ -21,9 +20,8 @@ from langchain_core.utils.pydantic import is_basemodel_subclass
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from offgrid_llama.engine.chat_options import ChatOptions
-from offgrid_llama.engine.engine import Engine
 
-from .engines import shared_engine
+from .asking import checked, engine_of, name_of, submitted
 from .langchain_messages import PROVIDER, answer_of, chunk_of, messages_of
 from .langchain_vectors import OffgridLlamaEmbeddings, OffgridLlamaReranker
 
@@ -81,11 +79,7 @@ class ChatOffgridLlama(BaseChatModel):  # type: ignore[misc]  # LangChain is not
     @field_validator("model")
     @classmethod
     def _check_model(cls, model: Any) -> Any:
-        if isinstance(model, (str, os.PathLike)):
-            return os.fspath(model)
-        if isinstance(model, Engine):
-            return model
-        raise ValueError(f"model must be the name or path of a model, or an Engine, not {type(model).__name__}")
+        return checked(model)
 
     # What LangChain asks about it ----------------------------------------------------------------------------------------
 
@@ -97,7 +91,7 @@ class ChatOffgridLlama(BaseChatModel):  # type: ignore[misc]  # LangChain is not
     @property
     def lc_attributes(self) -> dict[str, Any]:
         """The path of an Engine's model in the Engine's place, so that it can be written down, and cached by."""
-        return {"model": _name_of(self.model)}
+        return {"model": name_of(self.model)}
 
     @property
     def _llm_type(self) -> str:
@@ -107,13 +101,13 @@ class ChatOffgridLlama(BaseChatModel):  # type: ignore[misc]  # LangChain is not
     def _identifying_params(self) -> Mapping[str, Any]:
         """What decides on the answers, for caches and tracers: the same in each process."""
         others = {"stop": self.stop, "engine_options": self.engine_options, "model_kwargs": self.model_kwargs}
-        found = {"model": _name_of(self.model), **self._sampling(), **others}
+        found = {"model": name_of(self.model), **self._sampling(), **others}
         return {name: value for name, value in found.items() if value not in (None, {})}
 
     def _get_ls_params(self, stop: list[str] | None = None, **options: Any) -> Any:
         params = super()._get_ls_params(stop=stop, **options)
         params["ls_provider"] = PROVIDER
-        params.setdefault("ls_model_name", _name_of(self.model))
+        params.setdefault("ls_model_name", name_of(self.model))
         if stop := stop or _listed(self.stop):
             params["ls_stop"] = stop
         return params
@@ -122,21 +116,18 @@ class ChatOffgridLlama(BaseChatModel):  # type: ignore[misc]  # LangChain is not
         """Return the token ids of a text, without any that begin or end one."""
         if self.custom_get_token_ids is not None:
             return list(self.custom_get_token_ids(text))
-        return self._engine(self.model).model.vocab.tokenize(text, add_special=False)
+        return engine_of(self.model, self.engine_options).model.vocab.tokenize(text, add_special=False)
 
     def get_num_tokens_from_messages(self, messages: list[BaseMessage], tools: Sequence[Any] | None = None) -> int:
         """Return the number of tokens of a prompt: messages and tools as the model's template writes them."""
         given = {**self.model_kwargs, **({"tools": [convert_to_openai_tool(tool) for tool in tools]} if tools else {})}
         given.pop("response_format", None)
         asked, _ = ChatOptions.split("ChatOffgridLlama", given)  # type: ignore[arg-type]
-        chat_format = self._engine(self.model).chat_format(asked.template, tools=bool(asked.tools))
+        chat_format = engine_of(self.model, self.engine_options).chat_format(asked.template, tools=bool(asked.tools))
         prompt, _ = asked.prompt(messages_of(messages), chat_format, "")
         return len(prompt.tokens)
 
     # Answers -------------------------------------------------------------------------------------------------------------
-
-    def _engine(self, model: Any) -> Engine:
-        return model if isinstance(model, Engine) else shared_engine(model, **self.engine_options)
 
     def _sampling(self) -> dict[str, Any]:
         return {name: getattr(self, name) for name in _SAMPLING}
@@ -147,12 +138,11 @@ class ChatOffgridLlama(BaseChatModel):  # type: ignore[misc]  # LangChain is not
         """Submit a conversation."""
         own = {"stop": self.stop, **self._sampling(), **self.model_kwargs}
         given = {name: value for name, value in {**own, **options}.items() if value is not None}
-        engine = self._engine(given.pop("model", self.model))
+        model = given.pop("model", self.model)
         given = {name: value for name, value in given.items() if name not in _OF_LANGCHAIN}
         if stop is not None:
             given["stop"] = stop
-        given.setdefault("max_tokens", engine.n_ctx_seq)
-        return engine.chat(messages_of(messages), **given)
+        return submitted(model, self.engine_options, messages_of(messages), given)
 
     def _streamed(
         self, messages: Sequence[BaseMessage], stop: list[str] | None, options: Mapping[str, Any]
@@ -162,7 +152,7 @@ class ChatOffgridLlama(BaseChatModel):  # type: ignore[misc]  # LangChain is not
         return self._submitted(messages, stop, options)
 
     def _name(self, options: Mapping[str, Any]) -> str:
-        return _name_of(options.get("model") or self.model)
+        return name_of(options.get("model") or self.model)
 
     def _generate(
         self, messages: list[BaseMessage], stop: list[str] | None = None, run_manager: Any = None, **options: Any
@@ -271,10 +261,6 @@ class ChatOffgridLlama(BaseChatModel):  # type: ignore[misc]  # LangChain is not
         read = RunnablePassthrough.assign(parsed=itemgetter("raw") | parser, parsing_error=lambda _: None)
         unread = RunnablePassthrough.assign(parsed=lambda _: None)
         return RunnableMap(raw=asked) | read.with_fallbacks([unread], exception_key="parsing_error")
-
-
-def _name_of(model: Any) -> str:
-    return str(model.model.path) if isinstance(model, Engine) else str(os.fspath(model))
 
 
 def _listed(stop: list[str] | str | None) -> list[str] | None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,18 +13,10 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 from offgrid_llama.tasks.embedding import Embedder
 from offgrid_llama.tasks.reranking import Reranker
 
+from .asking import checked
 from .engines import shared_embedder, shared_reranker
 
 __all__ = ["OffgridLlamaEmbeddings", "OffgridLlamaReranker"]
-
-
-def _checked(model: Any, kind: type) -> Any:
-    """Return a model that is the name or path of one, as a text, or an object of a kind."""
-    if isinstance(model, (str, os.PathLike)):
-        return os.fspath(model)
-    if isinstance(model, kind):
-        return model
-    raise ValueError(f"model must be the name or path of a model, or an {kind.__name__}, not {type(model).__name__}")
 
 
 class OffgridLlamaEmbeddings(BaseModel, Embeddings):  # type: ignore[misc]  # LangChain is not there for mypy
@@ -51,7 +42,7 @@ class OffgridLlamaEmbeddings(BaseModel, Embeddings):  # type: ignore[misc]  # La
     @field_validator("model")
     @classmethod
     def _check_model(cls, model: Any) -> Any:
-        return _checked(model, Embedder)
+        return checked(model, Embedder)
 
     def embed_documents(self, texts: list[str]) -> list[list[float]]:
         """Return the vectors of texts."""
@@ -99,7 +90,7 @@ class OffgridLlamaReranker(BaseDocumentCompressor):  # type: ignore[misc]
     @field_validator("model")
     @classmethod
     def _check_model(cls, model: Any) -> Any:
-        return _checked(model, Reranker)
+        return checked(model, Reranker)
 
     def compress_documents(
         self, documents: Sequence[Document], query: str, callbacks: Any = None

@@ -66,18 +66,16 @@ class _Shared:
 
     def _started(self, prompt: Any, conversation: Any) -> ChatCompletion[Any]:
         """Submit a prompt with what was said before it."""
-        from .engines import shared_engine
+        from .asking import submitted
 
-        options = {name: value for name, value in prompt.options.model_dump().items() if value is not None}
+        options = prompt.options.model_dump()
         if prompt.tools:
             options["tools"] = [_tool(tool) for tool in prompt.tools]
         if prompt.schema:
             options["response_format"] = {
                 "type": "json_schema", "json_schema": {"name": "answer", "schema": prompt.schema},
             }  # fmt: skip
-        engine = shared_engine(self._file)
-        options.setdefault("max_tokens", engine.n_ctx_seq)
-        return engine.chat(messages_of(prompt, conversation), **options)
+        return submitted(self._file, {}, messages_of(prompt, conversation), options)
 
     def _finish(self, completion: ChatCompletion[Any], response: Any) -> None:
         """Tell llm the calls and the numbers of tokens."""

@@ -1,0 +1,66 @@
+"""What the models of frameworks have in common: the Engine they mean, and options under the names that others give them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
+from typing import Any
+
+from offgrid_llama.engine.chat_completion import ChatCompletion
+from offgrid_llama.engine.engine import Engine
+from offgrid_llama.sampling.sampling_params import SamplingParams
+
+from .engines import shared_engine
+
+__all__ = ["checked", "engine_of", "name_of", "submitted"]
+
+_SAMPLING = {each.name for each in fields(SamplingParams)} - {"temperature", "top_k", "top_p", "min_p", "seed", "grammar"}
+"""The fields of SamplingParams that are not options of ``Engine.chat``, too."""
+
+
+def checked(model: Any, kind: type = Engine) -> Any:
+    """Return a model that is the name or path of one, as a text, or an object of a kind. Raises ValueError for others."""
+    if isinstance(model, (str, os.PathLike)):
+        return os.fspath(model)
+    if isinstance(model, kind):
+        return model
+    raise ValueError(f"model: {kind.__name__}, or the name or path of a model, is wanted, not {type(model).__name__}")
+
+
+def name_of(model: Any) -> str:
+    """Return the name or path of a model, of which there may be an Engine, Embedder or Reranker."""
+    return os.fspath(model) if isinstance(model, (str, os.PathLike)) else str(model.model.path)
+
+
+def engine_of(model: Any, engine_options: Mapping[str, Any]) -> Engine:
+    """Return a model's Engine: itself, or the one that all who name the model with these options share."""
+    return model if isinstance(model, Engine) else shared_engine(model, **engine_options)
+
+
+def submitted(
+    model: Any,
+    engine_options: Mapping[str, Any],
+    messages: Sequence[Mapping[str, Any]],
+    options: Mapping[str, Any],
+) -> ChatCompletion[Any]:
+    """Submit a conversation.
+
+    Args:
+        model: the name or path of a model, or an Engine.
+        engine_options: further arguments of Engine, for a name or path.
+        messages: as ``Engine.chat`` takes them.
+        options: those of ``Engine.chat``, fields of SamplingParams, and OpenAI's "max_completion_tokens". None is the
+            default, and for ``max_tokens`` the end of the sequence.
+
+    Raises as ``Engine.chat`` does.
+    """
+    given = {name: value for name, value in options.items() if value is not None}
+    engine = engine_of(model, engine_options)
+    limit = given.pop("max_completion_tokens", engine.n_ctx_seq)
+    given.setdefault("max_tokens", limit)
+    if sampling := {name: given.pop(name) for name in sorted(_SAMPLING & given.keys())}:
+        if bias := sampling.get("logit_bias"):
+            sampling["logit_bias"] = {int(token): value for token, value in bias.items()}  # JSON has no numbers as keys
+        given["sampling"] = SamplingParams(**sampling)
+    return engine.chat(messages, **given)
