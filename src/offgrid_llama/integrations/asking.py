@@ -15,7 +15,14 @@ from .engines import shared_engine
 
 __all__ = ["checked", "engine_of", "name_of", "submitted"]
 
-_SAMPLING = {each.name for each in fields(SamplingParams)} - {"temperature", "top_k", "top_p", "min_p", "seed", "grammar"}
+_SAMPLING = {each.name for each in fields(SamplingParams)} - {
+    "temperature",
+    "top_k",
+    "top_p",
+    "min_p",
+    "seed",
+    "grammar",
+}
 """The fields of SamplingParams that are not options of ``Engine.chat``, too."""
 
 
