@@ -99,10 +99,10 @@ def test_a_shelf_that_fails(letters: og.Model, monkeypatch: pytest.MonkeyPatch) 
     def fail(*_: object) -> None:
         raise og.StateError("not now")
 
-    for name in ("save_state", "load_state"):
+    for name in ("save", "load"):
         ask(prompt)
         with monkeypatch.context() as patch:
-            patch.setattr(runner.context, name, fail)
+            patch.setattr(runner.cache, name, fail)
             ask([8] * 60)
             ask(prompt)
         assert engine.stats().n_shelved == len(runner.cache.states)

@@ -7,14 +7,17 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 import offgrid_llama as og
 from helpers.adapters import write_lora
-from helpers.engines import SURE, driven, idle, loop_of, make, runner_of, turns
-from helpers.twin import tiny_llama
+from helpers.engines import EOS, SURE, driven, idle, loop_of, make, runner_of, turns
+from helpers.twin import EXACT, tiny_llama
 
 PROMPT = [*range(7, 31)]
+MARKS = (9, 10)
+"""Tokens that switch the late adapters on; PROMPT has them, too."""
 
 
 @pytest.fixture(scope="module")
@@ -26,6 +29,89 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         found[name] = folder / f"{name}.gguf"
         write_lora(found[name], tiny_llama()[1], seed=i)
     return found
+
+
+@pytest.fixture(scope="module")
+def late_files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Two adapters that tokens of the prompt switch on."""
+    folder = tmp_path_factory.mktemp("late")
+    found = {name: folder / f"{name}.gguf" for name in "yz"}
+    for seed, path in enumerate(found.values()):
+        write_lora(path, tiny_llama()[1], seed=10 + seed, invocation_tokens=MARKS)
+    return found
+
+
+def by_hand(
+    model: og.Model, prompt: list[int], begin: list[og.LoRA], pos: int, then: list[og.LoRA], n: int
+) -> list[int]:
+    """Return what the nouns say to a prompt whose first ``pos`` tokens are computed with other adapters than the rest."""
+    with og.Context(model, n_ctx=256, n_batch=128, **EXACT) as context:
+        said: list[int] = []
+        for some, loras in ((range(pos), begin), (range(pos, len(prompt)), then)):
+            context.set_loras(loras)
+            batch = og.Batch(128)
+            for i in some:
+                batch.add(prompt[i], i, [0], logits=True)
+            if len(batch):
+                context.decode(batch)
+        for _ in range(n):
+            logits = context.logits(len(batch) - 1).copy()
+            logits[EOS] = -np.inf
+            said.append(int(logits.argmax()))
+            batch = og.Batch(1)
+            batch.add(said[-1], len(prompt) + len(said) - 1, [0], logits=True)
+            context.decode(batch)
+        return said
+
+
+def test_one_that_tokens_switch_on(letters: og.Model, files: dict[str, Path], late_files: dict[str, Path]) -> None:
+    """It is used from the last of its tokens on; what comes before is computed without it, and shared."""
+    prompt = [*PROMPT, *MARKS, 31, 32]
+    with make(letters, adapters={**files, **late_files}) as engine:
+        y, a = engine.adapters["y"], engine.adapters["a"]
+        plain = engine.generate(prompt, max_tokens=12, sampling=SURE)
+        assert engine.generate(prompt, max_tokens=1, sampling=SURE).usage.cached_tokens == len(prompt) - 1
+        said = engine.generate(prompt, max_tokens=12, sampling=SURE, loras=["y"])
+        assert said.usage.cached_tokens == len(PROMPT)  # of the plain one
+        assert said.tokens == by_hand(letters, prompt, [], len(PROMPT), [y], 12)
+        again = engine.generate(prompt, max_tokens=12, sampling=SURE, loras=["y"])
+        assert (again.tokens, again.usage.cached_tokens) == (said.tokens, len(prompt) - 1)
+        other = engine.generate(prompt, max_tokens=12, sampling=SURE, loras=["z"])
+        assert other.usage.cached_tokens == len(PROMPT)
+        assert len({tuple(each.tokens) for each in (plain, said, other)}) == 3
+        mixed = engine.generate(prompt, max_tokens=12, sampling=SURE, loras=["a", "y"])
+        assert mixed.tokens == by_hand(letters, prompt, [a], len(PROMPT), [a, y], 12)
+        assert mixed.usage.cached_tokens == 0
+        first = engine.generate([*MARKS, 31, 32], max_tokens=12, sampling=SURE, loras=["y"])
+        assert first.tokens == by_hand(letters, [*MARKS, 31, 32], [], 0, [y], 12)
+        without = [*range(11, 31)]
+        unmarked = engine.generate(without, max_tokens=12, sampling=SURE, loras=["y"]).tokens
+        assert unmarked == engine.generate(without, max_tokens=12, sampling=SURE).tokens
+        with pytest.raises(og.AdapterError, match="aLoRA"):
+            engine.submit(prompt, loras=["y", "z"])
+        engine.set_loras(["y"])
+        assert engine.generate(prompt, max_tokens=12, sampling=SURE).tokens == said.tokens
+        assert engine.generate(prompt, max_tokens=12, sampling=SURE, loras=[]).tokens == plain.tokens
+        idle(engine)
+    with make(letters, adapters=late_files, loras=["y"]) as engine:
+        assert engine.generate(prompt, max_tokens=12, sampling=SURE).tokens == said.tokens
+
+
+def test_a_late_one_in_pieces_and_shifts(letters: og.Model, late_files: dict[str, Path]) -> None:
+    """Long prompts change adapters where the tokens say so, not where a step ends; a full sequence goes on."""
+    prompt = [11 + n % 20 for n in range(100)]
+    prompt[70:72] = MARKS
+    with make(letters, 1, adapters=late_files, n_batch=64) as engine:
+        said = engine.generate(prompt, max_tokens=12, sampling=SURE, loras=["y"]).tokens
+        assert said == by_hand(letters, prompt, [], 70, [engine.adapters["y"]], 12)
+        scored = engine.generate(prompt, max_tokens=2, sampling=SURE, loras=["y"], prompt_logprobs=0)
+        assert scored.tokens == said[:2]
+        assert scored.prompt_logprobs is not None
+        assert len(scored.prompt_logprobs) == len(prompt)
+        long = engine.generate(prompt, max_tokens=400, sampling=SURE, loras=["y"], n_keep=4).tokens
+        assert (len(long), long[:12]) == (400, said)
+    with make(letters, 2, adapters=late_files, deterministic=True) as engine:
+        assert engine.generate(prompt, max_tokens=12, sampling=SURE, loras=["y"]).tokens == said
 
 
 @pytest.fixture(scope="module")
@@ -118,13 +204,17 @@ def test_no_adapter_waits_for_ever(letters: og.Model, files: dict[str, Path]) ->
         turns(engine)
 
 
-def test_any_schedule(letters: og.Model, files: dict[str, Path], pytestconfig: pytest.Config) -> None:
-    """Sixteen requests with four adapters and none, as they come: each says what it says alone, and nothing is left."""
+def test_any_schedule(
+    letters: og.Model, files: dict[str, Path], late_files: dict[str, Path], pytestconfig: pytest.Config
+) -> None:
+    """Sixteen requests with adapters, late ones, and none, as they come: each says what it says alone; nothing is left."""
+    files = {**files, **late_files}
     alone: dict[Any, list[int]] = {}
     choices: list[dict[str, float]] = [
         {},
         *({name: scale} for name in files for scale in (1.0, 0.5)),
         {"a": 1.0, "b": 1.0},
+        {"a": 1.0, "y": 1.0},
     ]
     with make(letters, 1, adapters=files, cache_bytes=0) as engine:
         for index in range(len(choices)):

@@ -12,12 +12,12 @@ from offgrid_llama.engine.planning.padding import Padding
 class MadeUpPace(Pace):
     """Gives prompts what a function says."""
 
-    def __init__(self, budget: Callable[[int, int, int], int]) -> None:
+    def __init__(self, budget: Callable[[int, float, int], int]) -> None:
         super().__init__(1)
         self.budget = budget
 
-    def prompt_budget(self, n_generating: int, n_prompts: int, n_tokens: int) -> int:
-        return self.budget(n_generating, n_prompts, n_tokens)
+    def prompt_budget(self, n_generating: int, waiting: float, n_tokens: int) -> int:
+        return self.budget(n_generating, waiting, n_tokens)
 
 
 class MadeUpPadding(Padding):

@@ -26,6 +26,7 @@ from helpers.twin import (
     Twin,
     Weights,
     decode,
+    tiny_llama,
     write_gguf,
     write_tiny_llama,
 )
@@ -342,23 +343,23 @@ def test_vectors_with_adapters(tiny: og.Model, files: list[tuple[Path, Weights]]
 
 
 def test_adapters_that_an_engine_refuses(letters: og.Model, files: list[tuple[Path, Weights]], tmp_path: Path) -> None:
-    """One of another model, or one that begins in the middle of a text; nothing stays behind."""
-    waiting = tmp_path / "waiting.gguf"
-    name = "blk.0.attn_q.weight"
-    a, b = pair({name: np.zeros((N_EMBD, N_EMBD), np.float32)}, name, 0)
-    key = "adapter.alora.invocation_tokens"
-    write_gguf(waiting, {**KEYS, key: [5, 6]}, {f"{name}.lora_a": a, f"{name}.lora_b": b})
-    data = waiting.read_bytes()
-    at = data.index(key.encode()) + len(key) + 4  # where it says that they are signed
-    waiting.write_bytes(data[:at] + (4).to_bytes(4, "little") + data[at + 4 :])
-    with og.Model(letters.path) as other, og.LoRA(other, files[0][0]) as foreign, og.LoRA(letters, waiting) as late:
+    """One of another model, or two that begin in the middle of a text; nothing stays behind."""
+    paths = [tmp_path / "late.gguf", tmp_path / "later.gguf"]
+    for seed, path in enumerate(paths):
+        write_lora(path, tiny_llama()[1], seed, (5, 6))
+    with (
+        og.Model(letters.path) as other,
+        og.LoRA(other, files[0][0]) as foreign,
+        og.LoRA(letters, paths[0]) as late,
+        og.LoRA(letters, paths[1]) as later,
+    ):
         assert late.invocation_tokens == (5, 6)
         with pytest.raises(ValueError, match=r"0\.gguf is for"):
             og.Engine(letters, loras=[foreign])
         with pytest.raises(ValueError, match=r"0\.gguf is for"):
             og.Embedder(letters, loras=[foreign])
         with pytest.raises(og.AdapterError, match="aLoRA"):
-            og.Engine(letters, loras=[late])
+            og.Engine(letters, loras=[late, later])
     gc.collect()
 
 

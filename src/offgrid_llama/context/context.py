@@ -150,7 +150,8 @@ class Context(Owner):
         self.adapters = AdaptersInUse(model, self.handle, loras)
         self._moves = Moves()
         self.memory = Memory(self, model, self.params, self._moves)
-        self._layout = Layout(model, self.params, self.adapters)
+        adapters = self.adapters
+        self._layout = Layout(model, self.params, lambda: adapters.fingerprints)
         self._snapshots = Snapshots(self.memory, self.params)
         self._encoded: frozenset[int] = frozenset()  # the sequences whose text the encoder has read
         self._limits = BatchLimits.of(model, self.params, self.n_batch, self.n_ubatch)

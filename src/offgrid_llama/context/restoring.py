@@ -6,7 +6,7 @@ was loading.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from offgrid_llama._capi import ffi, lib
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from offgrid_llama.model.model import Model
     from offgrid_llama.model.params import ContextParams
 
-    from .adapters import AdaptersInUse
     from .memory import Memory
 
 __all__ = ["Layout", "Snapshots", "copy_sequence", "load", "save"]
@@ -36,13 +35,13 @@ class Layout:
 
     Args:
         model, params: the context's.
-        adapters: the adapters that it computes with.
+        fingerprints: returns the adapters that the data is computed with, as those of AdaptersInUse.
     """
 
-    def __init__(self, model: Model, params: ContextParams, adapters: AdaptersInUse) -> None:
+    def __init__(self, model: Model, params: ContextParams, fingerprints: Callable[[], Mapping[str, float]]) -> None:
         self._model = model
         self._params = params
-        self._adapters = adapters
+        self._fingerprints = fingerprints
         self.n_seq_max = params.n_seq_max
 
     def facts(self) -> dict[str, Any]:
@@ -56,7 +55,7 @@ class Layout:
             "swa_full": params.swa_full,
             "type_k": params.type_k,
             "type_v": params.type_v,
-            "adapters": self._adapters.fingerprints,
+            "adapters": self._fingerprints(),
         }
 
 

@@ -10,6 +10,7 @@ from offgrid_llama.model.adapter import LoRA
 from offgrid_llama.sampling.grammar.guide import prepare
 
 from .loop import Loop
+from .loras import Adapters
 from .planning.estimates import Estimates
 from .planning.scheduler import Scheduler
 from .planning.shelf import Shelf
@@ -41,6 +42,7 @@ def assemble(
     runner: Runner,
     *,
     adapters: Mapping[str, LoRA],
+    loras: Adapters,
     cache_bytes: int,
     cache_dir_bytes: int,
     max_queue: int,
@@ -55,7 +57,7 @@ def assemble(
     )
     submitter = Submitter(
         model, n_ctx_seq=context.n_ctx_seq, n_seq_max=context.n_seq_max, can_shift=context.memory.can_shift,
-        drafting=estimates.drafting, loras=runner.loras, adapters=adapters,
+        drafting=estimates.drafting, loras=loras, adapters=adapters,
     )  # fmt: skip
     loop = Loop(
         f"Engine of {model.handle.name}", runner, scheduler, max_queue=max_queue, stream_interval=stream_interval,

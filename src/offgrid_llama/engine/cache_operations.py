@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-from offgrid_llama.context.restoring import copy_sequence
+from offgrid_llama.context.restoring import Layout, copy_sequence, load, save
 from offgrid_llama.errors import StateError
 
 from .planning.limits import Limits, Trim
@@ -43,6 +43,8 @@ class CacheOperations:
         self.disk = disk
         self.saved: list[tuple[int, int | None]] = []
         self._context = context
+        first = dict(context.adapters.fingerprints)  # with others requests have a salt
+        self._layout = Layout(context.model, context.params, lambda: first)
         has_own_cells = limits.trim is Trim.ANY and limits.n_cells is None
         self._may_copy_states = has_own_cells and not context.model.params.n_gpu_layers
         self._functions: dict[type[Operation], Callable[[Any], None]] = {
@@ -63,6 +65,14 @@ class CacheOperations:
                 failure = failure or error
         if failure is not None:
             raise failure
+
+    def save(self, seq: int, tokens: Sequence[int] = ()) -> State:
+        """Return the state of a sequence, as ``Context.save_state`` does, whatever adapters are in use by now."""
+        return save(self._context.memory, self._layout, seq, tokens)
+
+    def load(self, state: State, seq: int) -> None:
+        """Let a sequence go on from a state, as ``Context.load_state`` does, whatever adapters are in use by now."""
+        load(self._context.memory, self._layout, state, seq)
 
     def _copy(self, copy: Copy) -> None:
         # Between sequences with cells of their own llama.cpp copies all cells, the empty ones, too: at once on a GPU; on a
@@ -88,20 +98,20 @@ class CacheOperations:
             raise StateError(f"{memory!r} cannot forget positions {shift.begin} to {shift.end}")
         memory.shift(shift.seq, shift.end, -1, shift.begin - shift.end)
 
-    def _save(self, save: Save) -> None:
+    def _save(self, what: Save) -> None:
         n_bytes = None
         try:
-            state = self.states[save.key] = self._context.save_state(save.seq)
+            state = self.states[what.key] = self.save(what.seq)
             n_bytes = state.n_bytes
         except (StateError, MemoryError):
-            _logger.warning("%r: sequence %d cannot be saved", self._context, save.seq, exc_info=True)
-        self.saved.append((save.key, n_bytes))
+            _logger.warning("%r: sequence %d cannot be saved", self._context, what.seq, exc_info=True)
+        self.saved.append((what.key, n_bytes))
 
-    def _load(self, load: Load) -> None:
+    def _load(self, what: Load) -> None:
         try:
-            self._context.load_state(self._state(load.key), load.seq)
+            self.load(self._state(what.key), what.seq)
         except StateError:
-            self.saved.append((load.key, None))  # it would fail again
+            self.saved.append((what.key, None))  # it would fail again
             raise
 
     def _state(self, key: int) -> State:

@@ -28,7 +28,7 @@ from .closing import close_models, finalize
 from .completion import Completion, Piece
 from .drafter import check_draft
 from .in_order import REQUESTS_PER_SEQUENCE, results
-from .loras import checked_loras, named_loras
+from .loras import checked_loras, named_loras, of_all_texts
 from .planning.reasoning_budget import ReasoningBudget
 from .runner import Runner, StepView
 from .scoring import PAIRS_PER_SEQUENCE, Scoring
@@ -92,8 +92,8 @@ class Engine(Scoring):
         draft: the old name of ``draft_model``.
         context: further arguments of Context, such as ``n_threads``, ``type_k`` or ``flash_attn_type``.
 
-    Raises ContextError; ValueError for a draft model or an adapter that does not fit; AdapterError for an adapter that
-    starts in the middle of a text (aLoRA); OSError for a ``cache_dir`` that cannot be written to; and as Model does for a
+    Raises ContextError; ValueError for a draft model or an adapter that does not fit; AdapterError for several
+    adapters that tokens of the prompt switch on (aLoRA); OSError for a ``cache_dir`` that cannot be written to; and as Model does for a
     name or path.
 
     Attributes:
@@ -151,16 +151,17 @@ class Engine(Scoring):
                 n_ctx = n_seq_max * min(self.model.n_ctx_train or DEFAULT_N_CTX_SEQ, DEFAULT_N_CTX_SEQ)
             self.adapters, loaded = named_loras(self.model, adapters or {})
             self._own += loaded
+            used = checked_loras(self.model, loras, self.adapters)
             runner = Runner(
                 self.model, {**context, "n_ctx": n_ctx, "n_seq_max": n_seq_max, "n_batch": n_batch}, n_guessed=N_GUESSED,
-                on_step=on_step, draft_model=small, loras=dict(checked_loras(self.model, loras, self.adapters)),
+                on_step=on_step, draft_model=small, loras=dict(of_all_texts(used)),
                 cache_dir=cache_dir, deterministic=deterministic,
             )  # fmt: skip
         except BaseException:
             close_models(self._own)
             raise
         parts = assemble(
-            runner, adapters=self.adapters, cache_bytes=0 if deterministic else cache_bytes,
+            runner, adapters=self.adapters, loras=used, cache_bytes=0 if deterministic else cache_bytes,
             cache_dir_bytes=0 if cache_dir is None else cache_dir_bytes, max_queue=max_queue,
             stream_interval=stream_interval,
         )  # fmt: skip

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, TypeAlias
 
 from offgrid_llama.errors import AdapterError
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from offgrid_llama.tasks.request_options import LoRAs
 
-__all__ = ["Adapters", "checked_loras", "named_loras", "refuse_late_loras"]
+__all__ = ["Adapters", "checked_loras", "fingerprints", "named_loras", "of_all_texts", "of_prompt"]
 
 Adapters: TypeAlias = tuple[tuple[LoRA, float], ...]
 """The adapters of a request, with their scales; those with a scale of 0 are left out."""
@@ -38,7 +38,8 @@ def named_loras(
                 adapter = LoRA(model, path_of(f"adapters[{name!r}]", adapter))  # noqa: PLW2901 - the file is not needed any more
                 loaded.append(adapter)
             named[name] = adapter
-        checked_loras(model, dict.fromkeys(named.values(), 1.0), {})
+        for adapter in named.values():
+            checked_loras(model, [adapter], {})
     except BaseException:
         for lora in loaded:
             lora.close()
@@ -54,7 +55,8 @@ def checked_loras(model: Model, loras: LoRAs, named: Mapping[str, LoRA]) -> Adap
         loras: as ``RequestOptions`` has them.
         named: the adapters that have names.
 
-    Raises TypeError or ValueError for those that are none of the model, AdapterError as ``refuse_late_loras`` does.
+    Raises TypeError or ValueError for those that are none of the model, AdapterError for several that tokens of the prompt
+    switch on (aLoRA).
     """
     given = (
         loras.items()
@@ -71,8 +73,12 @@ def checked_loras(model: Model, loras: LoRAs, named: Mapping[str, LoRA]) -> Adap
         if lora in wanted:
             raise ValueError(f"loras: {lora.handle.name} is given twice")
         wanted[lora] = real("scale", scale)
-    refuse_late_loras(wanted)
-    return tuple((lora, scale) for lora, scale in wanted.items() if scale)
+    used = tuple((lora, scale) for lora, scale in wanted.items() if scale)
+    if len(late := [lora for lora, _ in used if lora.invocation_tokens]) > 1:
+        raise AdapterError(
+            f"loras: of adapters that tokens of the prompt switch on (aLoRA) a request has one, not {late}"
+        )
+    return used
 
 
 def _named(name: str, named: Mapping[str, LoRA]) -> LoRA:
@@ -82,8 +88,28 @@ def _named(name: str, named: Mapping[str, LoRA]) -> LoRA:
     return named[name]
 
 
-def refuse_late_loras(loras: Iterable[LoRA]) -> None:
-    """Raise AdapterError for an adapter that starts in the middle of a text (aLoRA)."""
-    for lora in loras:
-        if lora.invocation_tokens:
-            raise AdapterError(f"{lora.path} works only after certain tokens (aLoRA), not for all requests")
+def of_all_texts(adapters: Adapters) -> Adapters:
+    """Return those that have no tokens which switch them on."""
+    return tuple((lora, scale) for lora, scale in adapters if not lora.invocation_tokens)
+
+
+def of_prompt(adapters: Adapters, prompt: Sequence[int]) -> tuple[Adapters, int | None]:
+    """Return the adapters with which a prompt begins, and the position from which on it has all of them.
+
+    An adapter with tokens that switch it on (aLoRA) begins with the last ones that the prompt has; the position is None where
+    it has none, or where all begin with the prompt.
+    """
+    begin = of_all_texts(adapters)
+    late = next((lora for lora, _ in adapters if lora.invocation_tokens), None)
+    if late is None:
+        return begin, None
+    marks = late.invocation_tokens
+    for pos in range(len(prompt) - len(marks), -1, -1):
+        if prompt[pos] == marks[0] and tuple(prompt[pos : pos + len(marks)]) == marks:
+            return (begin, pos) if pos else (adapters, None)
+    return begin, None
+
+
+def fingerprints(adapters: Adapters) -> str:
+    """Return what tells adapters and their scales apart, in all processes."""
+    return str([(lora.fingerprint, scale) for lora, scale in adapters])

@@ -16,7 +16,6 @@ from offgrid_llama.sampling.step import Sampled, Step
 
 from .cache_operations import CacheOperations
 from .drafter import Drafter
-from .loras import refuse_late_loras
 from .planning.limits import Limits, Trim
 from .spill import SpillFolder
 
@@ -110,14 +109,13 @@ class Runner:
         n_seq_max, n_batch = options["n_seq_max"], options["n_batch"]
         n_outputs = max(n_seq_max + n_guessed, PIECE_TOKENS if deterministic else MIN_OUTPUTS)
         self.context = Context(model, **{"n_outputs_max": min(n_outputs, n_batch), **options}, n_ubatch=n_batch)
+        _adapt(self.context, loras)
         self.limits = _limits(self.context, n_seq_max, n_batch, n_guessed if on_step is None else 0)
         if deterministic:
             self.limits = replace(self.limits, piece=min(PIECE_TOKENS, self.limits.n_outputs), pad_limit=0)
         self.drafter: Drafter | None = None
         self.cache = CacheOperations(self.context, self.limits)
         try:
-            self.context.set_loras(loras)
-            refuse_late_loras(self.context.adapters.loras)
             self.loras = {lora: scale for lora, (_, scale) in self.context.adapters.loras.items()}
             if draft_model is not None:
                 self.drafter = _drafter(draft_model, self.context, options)
@@ -339,6 +337,15 @@ class Runner:
         if self.drafter is not None:
             self.drafter.close()
         self.context.close()
+
+
+def _adapt(context: Context, loras: Mapping[LoRA, float] | Iterable[LoRA]) -> None:
+    """Let a new context use adapters; it is closed where it cannot."""
+    try:
+        context.set_loras(loras)
+    except BaseException:
+        context.close()
+        raise
 
 
 def _is_sampled_by_hand(request: EngineRequest) -> bool:

@@ -122,7 +122,7 @@ class Sequences:
         tokens = self._scheduler.slots.plain_tokens(seq_id, salt)
         if not tokens:
             raise StateError(f"sequence {seq_id} holds nothing that these requests have computed")
-        return self._runner.context.save_state(seq_id, tokens)
+        return self._runner.cache.save(seq_id, tokens)
 
     def _adopt(self, seq_id: int, state: State, salt: str) -> None:
         if state.seq_id is None or not state.tokens or len(state.tokens) >= self._runner.context.n_ctx_seq:
@@ -131,7 +131,7 @@ class Sequences:
         self._settle()
         self._runner.cache.carry_out(operations)
         try:
-            self._runner.context.load_state(state, seq_id)
+            self._runner.cache.load(state, seq_id)
         except BaseException:
             self._scheduler.erase(seq_id)
             raise

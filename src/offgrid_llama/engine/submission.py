@@ -18,9 +18,10 @@ from offgrid_llama.text.text_stream import TextStream
 
 from .completion import Answer, Completion, Events
 from .later_end import LaterEnd
-from .loras import checked_loras
+from .loras import Adapters, checked_loras, fingerprints, of_all_texts, of_prompt
 from .planning.drafting import Acceptance
 from .planning.lookup import Lookup
+from .planning.request import LateAdapters
 from .prompt_logprobs import PromptLogprobs
 from .request import EngineRequest
 
@@ -61,7 +62,7 @@ class Submitter:
         n_seq_max: int,
         can_shift: bool,
         drafting: Drafting | None,
-        loras: Mapping[LoRA, float],
+        loras: Adapters,
         adapters: Mapping[str, LoRA],
     ) -> None:
         self._model = model
@@ -69,7 +70,7 @@ class Submitter:
         self._n_seq_max = n_seq_max
         self._uncached = count()
         self._adapters = adapters
-        self._first_loras = self._loras = checked_loras(model, loras, adapters)
+        self._loras, self._first_loras = loras, of_all_texts(loras)
         self._can_shift = can_shift
         self._drafting = drafting
         self._control_texts: dict[int, bytes] = {}
@@ -191,12 +192,15 @@ class Submitter:
         """Set which prefixes a request finds, and the adapters that these depend on."""
         request.salt = options.cache_salt
         loras = options.loras
-        request.adapters = self._loras if loras is None else checked_loras(self._model, loras, self._adapters)
+        wanted = self._loras if loras is None else checked_loras(self._model, loras, self._adapters)
+        request.adapters, late_pos = of_prompt(wanted, request.prompt)
         if request.adapters != self._first_loras:  # what other adapters compute is of no use
-            request.salt += f"\0loras {[(lora.fingerprint, scale) for lora, scale in request.adapters]}"
+            request.salt += f"\0loras {fingerprints(request.adapters)}"
         if not options.cache_prompt:
             request.is_kept = False
             request.salt += f"\0{next(self._uncached)}"  # which no other request has
+        if late_pos is not None:
+            request.late = LateAdapters(late_pos, wanted, f"{request.salt}\0late {fingerprints(wanted)}")
 
     def _without_ends(self, params: SamplingParams) -> SamplingParams:
         """Return sampling parameters that forbid the tokens that end a text."""

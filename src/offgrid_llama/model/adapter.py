@@ -59,7 +59,8 @@ class LoRA(Owner):
         model: the Model.
         path: the file.
         metadata: the file's scalar keys and their values, as str (``llama_adapter_meta_*``).
-        invocation_tokens: the tokens that switch an aLoRA on; empty for a plain LoRA.
+        invocation_tokens: the tokens that switch an activated LoRA (aLoRA, arXiv 2504.12397) on: an Engine uses it from
+            these on, so that what comes before is computed once for all. Empty for a plain LoRA.
         fingerprint, users: internal. A digest of the file; the adapters of the contexts that use it.
     """
 

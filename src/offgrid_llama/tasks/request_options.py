@@ -130,7 +130,9 @@ class RequestOptions:
             where it returns True the answer ends, as at ``max_tokens``. An exception ends this request, and no other.
         loras: adapters of the model for this request, in place of the engine's: LoRAs, or names of ``Engine.adapters``, with
             a scale each (``{"style": 0.8}``), or without, which is 1. Requests with the same ones share steps; those with
-            others wait for them. None is the engine's.
+            others wait for them. One with tokens that switch it on (aLoRA) is used from the last of these in the prompt on,
+            or not at all where there are none; what comes before is computed without it, once for all. None is the
+            engine's.
         params: the resulting SamplingParams, of all the above (not an argument).
 
     Raises ValueError or TypeError for an argument that is not as described.

@@ -102,7 +102,13 @@ class EngineCalls:
             raise RequestError(getattr(error, "message", str(error)), param="id_slot") from error
 
     def _adapters(self, _partition: str) -> list[dict[str, Any]]:
-        return [{"path": str(lora.path), "scale": scale} for lora, scale in self._loras.items()]
+        return [
+            {
+                "path": str(lora.path), "scale": scale, "invocation_tokens": [*lora.invocation_tokens],
+                "invocation_text": "".join(_text(self._model, token) for token in lora.invocation_tokens),
+            }
+            for lora, scale in self._loras.items()
+        ]  # fmt: skip
 
     def _set_adapters(self, _partition: str, scales: dict[int, float]) -> list[dict[str, Any]]:
         loras: Sequence[LoRA] = list(self._loras)

@@ -11,6 +11,8 @@ from offgrid_llama.engine.planning.pace import (
     SHORT_PREFILL_SECONDS,
     Pace,
 )
+from offgrid_llama.engine.planning.prompt_rows import callers_waiting
+from offgrid_llama.engine.planning.request import Request
 
 LONG = 10_000
 
@@ -50,7 +52,7 @@ def test_steps_stay_under_the_slowdown() -> None:
     """With at most as many prompts as generating requests, a step takes at most the allowed slowdown."""
     pace = learned(_4=0.01)
     for n_prompts in (1, 2, 4):
-        seconds = 0.01 + 0.001 * pace.prompt_budget(4, n_prompts, LONG)
+        seconds = 0.01 + 0.001 * pace.prompt_budget(4, n_prompts / 4, LONG)
         assert PREFILL_MAX_SLOWDOWN - 0.2 <= seconds / 0.01 <= PREFILL_MAX_SLOWDOWN
 
 
@@ -60,6 +62,16 @@ def test_where_more_wait_than_generate() -> None:
     assert pace.prompt_budget(1, 7, LONG) == pytest.approx(7 * pace.prompt_budget(1, 1, LONG), rel=0.1)
 
 
+@pytest.mark.parametrize(
+    ("generating", "prompts", "waiting"),
+    [("a", "aaaaaaa", 7), ("aaaa", "aa", 0.5), ("b", "aaaaaaa", 1), ("ab", "aaaa", 0.5), ("b", "aaacc", 2)],
+)
+def test_who_waits(generating: str, prompts: str, waiting: float) -> None:
+    """However many prompts one tenant sends, it is one caller to another."""
+    some, others = ([Request([1], 1, tenant=tenant) for tenant in tenants] for tenants in (generating, prompts))
+    assert callers_waiting(some, others) == waiting
+
+
 def test_prompts_that_soon_are_done() -> None:
     """They are not cut: one short wait for those that generate, longer where more wait for it than have to."""
     pace = learned(_4=0.01)
@@ -67,7 +79,7 @@ def test_prompts_that_soon_are_done() -> None:
     assert short > 3 * pace.prompt_budget(4, 1, LONG)
     assert pace.prompt_budget(4, 1, short) == short
     assert pace.prompt_budget(4, 1, short + 2) == pace.prompt_budget(4, 1, LONG)
-    assert pace.prompt_budget(4, 8, 2 * short) == 2 * short
+    assert pace.prompt_budget(4, 2, 2 * short) == 2 * short
     assert pace.prompt_budget(3, 1, short) == short  # whatever three take
 
 

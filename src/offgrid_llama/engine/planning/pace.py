@@ -5,8 +5,8 @@ from __future__ import annotations
 __all__ = ["Pace"]
 
 PREFILL_MAX_SLOWDOWN = 2.5
-"""The time of a step with prompts, divided by that of one without in which as many requests generate. Where more prompts
-wait than requests generate, it is multiplied by their ratio: then more callers wait for a prompt than for a token."""
+"""The time of a step with prompts, divided by that of one without in which as many requests generate. Where more callers
+wait for a prompt than for a token, it is multiplied by their ratio."""
 
 SHORT_PREFILL_SECONDS = 0.1
 """Time that prompts may take in any case where the step finishes all of them: readers hardly see such a pause, and prompts
@@ -51,17 +51,17 @@ class Pace:
         token = max(seconds - plain, 0.05 * seconds) / n_prompt
         self._token = token if self._token is None else 0.5 * self._token + 0.5 * token
 
-    def prompt_budget(self, n_generating: int, n_prompts: int, n_tokens: int) -> int:
+    def prompt_budget(self, n_generating: int, waiting: float, n_tokens: int) -> int:
         """Return how many prompt tokens the next step may take; 0 where a step without prompts is measured first.
 
         Args:
             n_generating: the requests that generate.
-            n_prompts: the prompts that wait.
+            waiting: how many callers wait for a prompt for each that waits for a token.
             n_tokens: the tokens that these prompts have left together.
         """
         if not n_generating:
             return self._n_batch
-        waiting = max(1.0, n_prompts / n_generating)
+        waiting = max(1.0, waiting)
         if self._token is not None and n_tokens * self._token <= SHORT_PREFILL_SECONDS * waiting:
             return n_tokens
         plain = self._plain(n_generating)

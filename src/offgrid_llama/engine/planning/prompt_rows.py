@@ -2,13 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from .limits import Limits
 from .plan import NOTHING_SCORED, R, Rows
 from .request import Request
 from .running import Running
 from .slots import Slots
 
-__all__ = ["next_piece", "shared_rows"]
+__all__ = ["callers_waiting", "next_piece", "shared_rows"]
+
+
+def callers_waiting(generating: Sequence[Request], prompts: Sequence[Request]) -> float:
+    """Return how many callers wait for a prompt for each that waits for a token: tenants, or the requests of a single one.
+
+    However many prompts a tenant sends, the texts of another slow down no more than by one.
+    """
+    ours, theirs = {request.tenant for request in prompts}, {request.tenant for request in generating}
+    if len(ours | theirs) == 1:
+        return len(prompts) / max(len(generating), 1)
+    return len(ours) / max(len(theirs), 1)
 
 
 def shared_rows(prompts: list[Running[R]], room: int, n_outputs: int, slots: Slots, n_ctx_seq: int) -> list[Rows[R]]:
@@ -30,7 +43,7 @@ def shared_rows(prompts: list[Running[R]], room: int, n_outputs: int, slots: Slo
     spare = n_outputs - len(prompts)  # each prompt has a row with logits of its own, for its end
     for left, run in zip(range(len(prompts), 0, -1), prompts, strict=True):
         pos = slots.n_computed(run.seq)
-        n = min(len(run.todo), -(-room // left))
+        n = min(len(run.todo), -(-room // left), run.n_alike(pos))
         if (stop := slots.stop_at(run.seq)) is not None:
             n = min(n, stop - pos)
         scored = NOTHING_SCORED
@@ -48,7 +61,7 @@ def shared_rows(prompts: list[Running[R]], room: int, n_outputs: int, slots: Slo
 def next_piece(run: Running[R], limits: Limits, slots: Slots) -> Rows[R]:
     """Return the rows of a prompt up to the end of the piece that it is in, so that pieces are the same in each request."""
     pos, piece = slots.n_computed(run.seq), limits.piece
-    n, scored = _scored(run.request, pos, min(len(run.todo), piece - pos % piece), piece)
+    n, scored = _scored(run.request, pos, min(len(run.todo), piece - pos % piece, run.n_alike(pos)), piece)
     return _rows(run, n, pos, scored, limits.n_ctx_seq)
 
 

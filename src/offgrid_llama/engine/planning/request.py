@@ -12,7 +12,22 @@ from .drafting import Acceptance
 from .lookup import Lookup
 from .reasoning_budget import ReasoningBudget
 
-__all__ = ["Request"]
+__all__ = ["LateAdapters", "Request"]
+
+
+@dataclass(frozen=True, slots=True)
+class LateAdapters:
+    """Adapters that a request has from some token of its prompt on.
+
+    Attributes:
+        pos: the position of that token, above 0.
+        adapters: all that it has from there on.
+        salt: what is computed from there on is found only by requests with the same one.
+    """
+
+    pos: int
+    adapters: tuple[Any, ...]
+    salt: str
 
 
 @dataclass(eq=False, slots=True)
@@ -36,6 +51,7 @@ class Request:
         finish_reason: None while it waits or runs.
         wanted: the only sequence that it takes; None takes any.
         adapters: what changes the model's weights for it; a step has requests with the same ones only.
+        late: others that it has from some token on; None has none.
         is_kept: whether what it computes is kept for later requests.
         scored: of how many tokens of its prompt the logprobs are known, or not asked for, as those of the first, which has
             none. None does not ask for any.
@@ -58,6 +74,7 @@ class Request:
     guided: bool = False
     wanted: int | None = None
     adapters: tuple[Any, ...] = ()
+    late: LateAdapters | None = None
     is_kept: bool = True
     scored: int | None = None
     scores_next: bool = False

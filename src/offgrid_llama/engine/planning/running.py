@@ -18,17 +18,21 @@ class Running(Generic[R]):
     Attributes:
         request: the request. seq: its slot.
         todo: tokens that are not computed yet.
+        order: its place among all that have been given slots.
+        late_pos: the position of the first token with its late adapters; 0 without any.
         prompt, generated: the text of the slot: ``generated`` is all that was sampled, what comes after a stop string
             included, without the tokens that a shift has removed.
     """
 
-    __slots__ = ("generated", "prompt", "request", "seq", "todo")
+    __slots__ = ("generated", "late_pos", "order", "prompt", "request", "seq", "todo")
 
-    def __init__(self, request: R, seq: int, todo: list[int]) -> None:
+    def __init__(self, request: R, seq: int, todo: list[int], order: int = 0) -> None:
         self.request = request
         self.prompt = request.prompt
         self.seq = seq
         self.todo = todo
+        self.order = order
+        self.late_pos = 0 if request.late is None else request.late.pos
         self.generated: list[int] = []
 
     def text(self) -> list[int]:
@@ -40,10 +44,15 @@ class Running(Generic[R]):
         scored = self.request.scored
         return len(self.text()) - 1 if scored is None or scored >= len(self.prompt) else scored - 1
 
+    def n_alike(self, pos: int) -> int:
+        """Return how many of the tokens from a position on have the same adapters, at most."""
+        return self.late_pos - pos if pos < self.late_pos else len(self.todo)
+
     def remove(self, begin: int, end: int) -> None:
         """Remove the tokens [begin, end) from the text; what is left counts as generated."""
         text = self.text()
         self.prompt, self.generated = (), text[:begin] + text[end:]
+        self.late_pos -= max(min(self.late_pos, end) - begin, 0)
 
 
 def are_steady(rows: list[Rows[R]]) -> bool:

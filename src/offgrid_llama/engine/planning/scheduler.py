@@ -12,12 +12,13 @@ from typing import Any, Generic, TypeVar
 
 from offgrid_llama.finish_reason import FinishReason
 
+from .adapter_turns import AdapterTurns
 from .estimates import Estimates
 from .fair_queue import FairQueue, Waiting
 from .limits import Limits
-from .operations import Adapt, Forget, Keep, Operation, Spill
+from .operations import Forget, Keep, Operation, Spill
 from .plan import Outcome, Plan, R, Rows
-from .prompt_rows import next_piece, shared_rows
+from .prompt_rows import callers_waiting, next_piece, shared_rows
 from .running import MAX_FORCED_TOKENS, Running, are_steady, count_guesses
 from .slots import Slots, Taken, Wait
 
@@ -25,10 +26,6 @@ __all__ = ["Scheduler"]
 
 MAX_WAIT_FOR_PREFIX = 16
 """Requests that are passed over, at most, when slots are given out: each waits for a prefix that another one computes."""
-
-MAX_BEFORE_OTHER_ADAPTERS = 32
-"""Requests with the adapters in use that begin, at most, while one with others waits. Each change of adapters waits for the
-end of all running requests, so several requests should share one."""
 
 MIN_SLOTS_TO_KEEP_ONE = 4
 """With this number of slots the last one is kept for a tenant that has none: otherwise a tenant that comes late waits for
@@ -60,8 +57,8 @@ class Scheduler(Generic[R]):
         self._waiting: FairQueue[R] = FairQueue()  # those that have ended meanwhile, too
         self._n_waiting = 0
         self._running: dict[R, Running[R]] = {}  # in the order of their sequences
-        self._adapters = adapters
-        self._n_before_others = 0  # requests that have begun while one with other adapters waits
+        self._turns: AdapterTurns[R] = AdapterTurns(slots, adapters)
+        self._n_begun = 0  # requests that have been given slots
         self._last_seq = -1  # of the request that was computed alone
         self._suspects: list[R] = []  # one of which may have made a decode fail
         self._operations: list[Operation] = []  # the first ones of the next plan
@@ -117,6 +114,7 @@ class Scheduler(Generic[R]):
         """Return the next step, or None where there is nothing to compute."""
         operations, self._operations = self._operations, []
         admitted = self._admit(operations) if self._waiting and not self._suspects else []
+        self._turns.resume(self._to_compute(), operations)
         operations += self.slots.checkpoints()
         operations.sort(key=_comes_last)
         rows, prompts, n_more = self._generating(operations)
@@ -142,8 +140,10 @@ class Scheduler(Generic[R]):
         """Give slots to requests that wait; append the operations for that, and return these requests."""
         later: list[Waiting[R]] = []
         admitted = []
-        others_wait = False
+        others_wait = self._turns.wait(self._running.values())
         while self._waiting and len(later) < MAX_WAIT_FOR_PREFIX and (n_left := self.slots.n_free + self.slots.n_idle):
+            if others_wait and self._turns.is_over:
+                break
             entry = self._waiting.pop(self._passed_over(n_left))
             if entry is None:
                 break
@@ -151,23 +151,25 @@ class Scheduler(Generic[R]):
             if request.finish_reason is not None:
                 self._waiting.count(request.tenant, -entry.n_tokens)
                 continue
-            if not self._adapt(request, operations):
+            if not self._turns.may_begin(request, self._running.values(), operations):
                 later.append(entry)
                 others_wait = True
-                if self._n_before_others >= MAX_BEFORE_OTHER_ADAPTERS:
-                    break
                 continue
             room = min(request.max_tokens, self._n_ctx_seq - len(request.prompt))
             most = None if request.scored is None else request.scored - 1  # the row before is needed
-            taken = self.slots.take(request.prompt, room, request.salt, request.wanted, most_cached=most)
+            taken = self.slots.take(
+                request.prompt, room, request.salt, request.wanted, late=request.late, most_cached=most
+            )
             if isinstance(taken, Taken):
                 request.seq, request.n_cached = taken.seq, taken.n_cached
-                self._running[request] = Running(request, taken.seq, list(request.prompt[taken.n_cached :]))
+                self._n_begun += 1
+                todo = list(request.prompt[taken.n_cached :])
+                self._running[request] = Running(request, taken.seq, todo, self._n_begun)
                 self._n_waiting -= 1
                 self._waiting.count(request.tenant, -taken.n_cached)
                 operations += taken.operations
                 admitted.append(request)
-                self._n_before_others += others_wait
+                self._turns.has_begun(others_wait=others_wait)
             else:
                 later.append(entry)
                 if taken is Wait.SLOT and request.wanted is None:
@@ -177,15 +179,6 @@ class Scheduler(Generic[R]):
         if admitted:
             self._running = dict(sorted(self._running.items(), key=lambda item: item[1].seq))
         return admitted
-
-    def _adapt(self, request: R, operations: list[Operation]) -> bool:
-        """Take the adapters of a request, unless others run with those that are in use; return whether it has them."""
-        if request.adapters != self._adapters:
-            if self._running:
-                return False
-            self._adapters, self._n_before_others = request.adapters, 0
-            operations += [*self.slots.put_away(), Adapt(request.adapters)]
-        return True
 
     def _passed_over(self, n_left: int) -> set[str]:
         """Return the tenants that get none of the slots that are left: the last one is for a tenant that has none."""
@@ -202,8 +195,9 @@ class Scheduler(Generic[R]):
         room = self._limits.n_batch - len(some)
         for run in some:
             n = len(run.todo)
-            if run.generated and (n == 1 or (n <= MAX_FORCED_TOKENS + 1 and n_more + n <= room)):
-                pos = slots.n_computed(run.seq)
+            pos = slots.n_computed(run.seq)
+            is_short = n == 1 or (n <= MAX_FORCED_TOKENS + 1 and n_more + n <= room)
+            if run.generated and is_short and n <= run.n_alike(pos):
                 if pos == n_ctx_seq:
                     pos = self._shift(run, operations)
                 request = run.request
@@ -214,13 +208,15 @@ class Scheduler(Generic[R]):
                 prompts.append(run)
         return rows, prompts, n_more
 
+    def _to_compute(self) -> Collection[Running[R]]:
+        """Return the requests that can be computed: all, or one that may make decodes fail."""
+        return [self._running[self._suspects[0]]] if self._suspects else self._running.values()
+
     def _computed_together(self) -> Collection[Running[R]]:
-        """Return the requests of the next step: all; or one, where each is computed alone, or may make decodes fail."""
-        if self._suspects:
-            return [self._running[self._suspects[0]]]
-        if not self._limits.piece or not self._running:
-            return self._running.values()
-        runs = list(self._running.values())
+        """Return the requests of the next step: all with the adapters in use, or one, where each is computed alone."""
+        runs = self._turns.now(self._to_compute())
+        if not self._limits.piece or not runs or self._suspects:
+            return runs
         run = next((run for run in runs if run.seq > self._last_seq), runs[0])  # one after the other
         self._last_seq = run.seq
         return [run]
@@ -240,7 +236,8 @@ class Scheduler(Generic[R]):
         if self._limits.piece:
             rows.append(next_piece(prompts[0], self._limits, self.slots))
             return len(rows[-1].tokens)
-        budget = self.estimates.pace.prompt_budget(n_generating, len(prompts), sum(len(run.todo) for run in prompts))
+        waiting = callers_waiting([row.request for row in rows], [run.request for run in prompts])
+        budget = self.estimates.pace.prompt_budget(n_generating, waiting, sum(len(run.todo) for run in prompts))
         room = min(self._limits.n_batch - n_generating - n_more, budget)
         more = shared_rows(prompts, room, self._limits.n_outputs - n_generating, self.slots, self._n_ctx_seq)
         rows += more

@@ -14,6 +14,7 @@ from enum import Enum
 
 from .limits import Trim
 from .operations import Copy, Keep, Load, Operation
+from .request import LateAdapters
 from .slot_texts import SHORT_TAIL_TOKENS, SlotTexts
 
 __all__ = ["Slots", "Taken", "Wait"]
@@ -71,6 +72,7 @@ class Slots(SlotTexts):
         salt: str = "",
         wanted: int | None = None,
         *,
+        late: LateAdapters | None = None,
         most_cached: int | None = None,
     ) -> Taken | Wait:
         """Give a slot to a request.
@@ -82,12 +84,23 @@ class Slots(SlotTexts):
             room: how many tokens it may generate.
             salt: only prefixes of prompts with the same salt are found.
             wanted: the only slot that it takes; None takes any.
+            late: adapters that begin within the prompt.
             most_cached: begin with up to this number of tokens that were computed before; None is any number.
         """
         if wanted in self._running or not (self._free or self._idle):
             return Wait.SLOT
         most = len(prompt) - 1 if most_cached is None else min(most_cached, len(prompt) - 1)
-        return self._take(self._salts.salted(prompt, salt), room, wanted, most)
+        return self._take(self._salted(prompt, salt, late), room, wanted, most)
+
+    def n_ready(self, prompt: Sequence[int], salt: str, late: LateAdapters | None) -> int:
+        """Return how many tokens of a prompt were computed before, in a slot or on the shelf."""
+        text, most = self._salted(prompt, salt, late), len(prompt) - 1
+        known, holders = self._index.longest(text)
+        ready = max((self._usable(seq, min(known, most)) for seq in holders), default=0)
+        return max(ready, self._stored(text, most)[0])
+
+    def _salted(self, prompt: Sequence[int], salt: str, late: LateAdapters | None) -> Sequence[int]:
+        return self._salts.salted(prompt, salt, None if late is None else (late.pos, late.salt))
 
     def _take(self, prompt: Sequence[int], room: int, wanted: int | None, most: int) -> Taken | Wait:
         prefix = self._prefix(prompt, wanted, most) if most else _Prefix(None, 0, None, 0)
@@ -188,13 +201,6 @@ class Slots(SlotTexts):
             return min(stored, most), key
         whole = self.shelf.longest_whole(prompt[:most])
         return whole if whole is not None else (0, None)
-
-    def put_away(self) -> list[Operation]:
-        """Return what puts the texts of all idle slots on the shelf."""
-        for seq in list(self._idle):
-            self._evict(seq)
-        operations, self._evicted = self._evicted, []
-        return operations
 
     def adopt(self, seq: int, text: Sequence[int], salt: str) -> list[Operation]:
         """Let a slot that is not in use have a text that comes from elsewhere; return what makes room for it.

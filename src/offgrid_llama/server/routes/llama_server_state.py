@@ -186,8 +186,10 @@ async def change_adapters(request: Request, model: str | None = ModelName) -> Re
 
 
 def _adapter(number: int, told: dict[str, Any]) -> dict[str, Any]:
+    late = {"string": told["invocation_text"], "tokens": told["invocation_tokens"]} if told["invocation_tokens"] else {}
     return {
         "id": number, "path": File(told["path"]).name, "scale": told["scale"], "task_name": "", "prompt_prefix": "",
+        **{f"alora_invocation_{name}": value for name, value in late.items()},
     }  # fmt: skip
 
 
