@@ -96,8 +96,8 @@ def of_all_texts(adapters: Adapters) -> Adapters:
 def of_prompt(adapters: Adapters, prompt: Sequence[int]) -> tuple[Adapters, int | None]:
     """Return the adapters with which a prompt begins, and the position from which on it has all of them.
 
-    An adapter with tokens that switch it on (aLoRA) begins with the last ones that the prompt has; the position is None where
-    it has none, or where all begin with the prompt.
+    An adapter with tokens that switch it on (aLoRA) begins with the last ones that the prompt has; the position is None
+    where it has none, or where all begin with the prompt.
     """
     begin = of_all_texts(adapters)
     late = next((lora for lora, _ in adapters if lora.invocation_tokens), None)

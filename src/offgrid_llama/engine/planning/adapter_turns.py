@@ -1,7 +1,7 @@
 """AdapterTurns: with which adapters the next steps compute, and which requests these are for (pure).
 
-A step has requests with the same adapters only. A request whose adapters begin within its prompt (LateAdapters) computes what
-is before that with others; then it keeps its slot and waits for its turn.
+A step has requests with the same adapters only. A request whose adapters begin within its prompt (LateAdapters) computes
+what is before that with others; then it keeps its slot and waits for its turn.
 """
 
 from __future__ import annotations
