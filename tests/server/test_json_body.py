@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from offgrid_llama.server.api_error import ApiError
-from offgrid_llama.server.json_body import read_json
+from offgrid_llama.server.json_body import MAX_LARGE_NUMBERS, read_json
 
 MIB = 2**20
 
@@ -17,6 +19,19 @@ def test_too_many_values(item: bytes) -> None:
     with pytest.raises(ApiError, match="too many values") as refused:
         read_json(body, 64, 8 * MIB, ["x"])
     assert refused.value.status == 413
+
+
+@pytest.mark.parametrize("number", [b"1e308", b"2.5E+300", b"1e+0299", b"3e288"])
+def test_too_many_large_numbers(number: bytes) -> None:
+    """Numbers that take long to read are counted, wherever they are; as texts they may come in any number."""
+    numbers = b",\n".join([number] * (MAX_LARGE_NUMBERS + 1))
+    for body in (b"[%b ]", b'{"x": {"y": [%b ]}}'):
+        with pytest.raises(ApiError, match="numbers from 1e100") as refused:
+            read_json(body % numbers, 64, 8 * MIB, ["x"])
+        assert refused.value.status == 413
+    assert len(read_json(b"[%b ]" % numbers[: numbers.rindex(b",")], 64, 8 * MIB, [])) == MAX_LARGE_NUMBERS
+    told = numbers.replace(b"\n", b" ").decode()
+    assert read_json(json.dumps({"y": [told, f'"{told}']}).encode(), 64, 8 * MIB, []) == {"y": [told, f'"{told}']}
 
 
 @pytest.mark.parametrize("text", ['[{\\"a\\":1},', ",", '\\"', "{", "a"])

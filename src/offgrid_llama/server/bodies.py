@@ -7,7 +7,7 @@ import logging
 from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import Any, get_type_hints
+from typing import Any, TypeVar, get_type_hints
 
 import msgspec
 from fastapi import Request, Response
@@ -22,7 +22,9 @@ from .security import HELD
 from .settings import Settings
 from .validation import validated
 
-__all__ = ["AnyTypeRoute", "StrictRoute", "json_response"]
+__all__ = ["AnyTypeRoute", "StrictRoute", "aside", "json_response"]
+
+T = TypeVar("T")
 
 _logger = logging.getLogger("offgrid_llama.server")
 
@@ -32,6 +34,17 @@ SMALL_BODY_BYTES = 64 * 2**10
 _thread = ThreadPoolExecutor(1, "offgrid_llama bodies")
 """Reads larger bodies, one at a time: making the values of one keeps Python's lock, for up to a tenth of a second, and the
 event loop has it between two of them. One at a time also bounds the memory that this takes."""
+
+
+_LARGE = "offgrid_llama.large_body"
+"""Where the scope of a request says whether its body is large."""
+
+
+async def aside(request: Request, function: Callable[..., T], *arguments: Any) -> T:
+    """Return what a function makes of a request's body: in the thread of bodies where that is large."""
+    if not request.scope.get(_LARGE):
+        return function(*arguments)
+    return await asyncio.get_running_loop().run_in_executor(_thread, partial(function, *arguments))
 
 
 class StrictRoute(APIRoute):
@@ -56,10 +69,8 @@ class StrictRoute(APIRoute):
             settings = parts_of(request).settings
             body = await _read(request, settings, self.any_type)
             read = partial(_validated, body, schema, settings)
-            if len(body) <= SMALL_BODY_BYTES:
-                value = read()
-            else:
-                value = await asyncio.get_running_loop().run_in_executor(_thread, read)
+            request.scope[_LARGE] = len(body) > SMALL_BODY_BYTES
+            value = await aside(request, read)
             return await handler(_ReadRequest(request, value))
 
         return handle

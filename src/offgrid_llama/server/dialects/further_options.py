@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import msgspec
 from pydantic import ValidationError
 
 from offgrid_llama.server.api_error import ApiError
+from offgrid_llama.text.json_text import read_json_text
 from offgrid_llama.worker.generation import Constraint, Options
 
 from .llama_server_options import adapters, sampler_names
@@ -74,6 +74,6 @@ def _tags(given: Any) -> Any:
 
 def _schema(name: str, given: Any) -> Any:
     try:
-        return msgspec.json.decode(given) if isinstance(given, str) else given
-    except msgspec.DecodeError as error:
+        return read_json_text(given) if isinstance(given, str) else given
+    except ValueError as error:
         raise ApiError(400, f"{name}: it is not valid JSON: {error}", code="invalid_value", param=name) from error

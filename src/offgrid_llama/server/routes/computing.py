@@ -10,7 +10,7 @@ import msgspec
 from fastapi import APIRouter, Query, Request, Response
 
 from offgrid_llama.server.answering import call
-from offgrid_llama.server.bodies import StrictRoute, json_response
+from offgrid_llama.server.bodies import StrictRoute, aside, json_response
 from offgrid_llama.server.dialects.openai_options import conversation
 from offgrid_llama.server.dialects.openai_schemas import (
     DetokenizeRequest,
@@ -30,7 +30,7 @@ router = APIRouter(route_class=StrictRoute)
 @router.post("/v1/embeddings", tags=["vectors"], response_class=Response)
 async def embeddings(body: EmbeddingRequest, request: Request) -> Response:
     """Return the embedding of each text, a vector of length 1."""
-    asked = read_embedding(body)
+    asked = await aside(request, read_embedding, body)
     settings = parts_of(request).supervisor.find_to_answer(asked.model).settings
     model, found = await call(request, asked.model, "embed", asked.arguments(settings.matryoshka))
     return await asyncio.to_thread(lambda: json_response(asked.body(found, model.name)))
@@ -94,7 +94,7 @@ async def tokenizer_info(request: Request, model: Annotated[str | None, Query(ma
 @router.post("/apply-template", tags=["tokens"], response_class=Response)
 async def apply_template(body: TemplateRequest, request: Request) -> Response:
     """Return the prompt of a conversation, as text."""
-    asked = msgspec.to_builtins(conversation(body.said()))
+    asked = await aside(request, lambda: msgspec.to_builtins(conversation(body.said())))
     _, found = await call(request, body.model, "template", {"conversation": asked})
     return json_response({"prompt": found})
 

@@ -11,7 +11,7 @@ from fastapi import APIRouter, Request, Response
 
 from offgrid_llama.server.answering import answer, call
 from offgrid_llama.server.api_error import ApiError
-from offgrid_llama.server.bodies import StrictRoute, json_response
+from offgrid_llama.server.bodies import StrictRoute, aside, json_response
 from offgrid_llama.server.dialects.llama_server import read_completion, read_infill
 from offgrid_llama.server.dialects.llama_server_openai import conversation_of, read_chat, read_text
 from offgrid_llama.server.dialects.llama_server_options import model_of, prompts
@@ -42,14 +42,14 @@ def _server(request: Request) -> LlamaServer | None:
 async def completion(body: CompletionRequest, request: Request) -> Response:
     """Complete prompts, as llama-server does."""
     _refuse_other_tasks(request)
-    return await answer(request, read_completion(body, _server(request)))
+    return await answer(request, await aside(request, read_completion, body, _server(request)))
 
 
 @router.post("/infill", tags=["llama-server"], response_class=Response)
 async def infill(body: InfillRequest, request: Request) -> Response:
     """Fill in the text between a prefix and a suffix."""
     _refuse_other_tasks(request)
-    return await answer(request, read_infill(body, _server(request)))
+    return await answer(request, await aside(request, read_infill, body, _server(request)))
 
 
 @router.post("/chat/completions", tags=["llama-server"], response_class=Response)
@@ -57,22 +57,22 @@ async def infill(body: InfillRequest, request: Request) -> Response:
 async def chat_completions(body: ChatCompletionRequest, request: Request) -> Response:
     """Answer a conversation, as llama-server does."""
     _refuse_other_tasks(request)
-    return await answer(request, read_chat(body, _server(request)))
+    return await answer(request, await aside(request, read_chat, body, _server(request)))
 
 
 @manner.post("/v1/completions", tags=["llama-server"], response_class=Response)
 async def completions(body: CompletionRequest, request: Request) -> Response:
     """Complete prompts in OpenAI's shape, as llama-server does."""
     _refuse_other_tasks(request)
-    return await answer(request, read_text(body, _server(request)))
+    return await answer(request, await aside(request, read_text, body, _server(request)))
 
 
 @router.post("/chat/completions/input_tokens", tags=["llama-server"], response_class=Response)
 @router.post("/v1/chat/completions/input_tokens", tags=["llama-server"], response_class=Response)
 async def input_tokens(body: ChatCompletionRequest, request: Request) -> Response:
     """Return how many tokens the prompt of a conversation has."""
-    said, server = body.said(), _server(request)
-    asked = msgspec.to_builtins(conversation_of(said, server))
+    said, server = await aside(request, body.said), _server(request)
+    asked = await aside(request, lambda: msgspec.to_builtins(conversation_of(said, server)))
     _, found = await call(request, model_of({"model": body.model}, server), "count", {"conversation": asked})
     return json_response({"input_tokens": found})
 
@@ -80,7 +80,7 @@ async def input_tokens(body: ChatCompletionRequest, request: Request) -> Respons
 @manner.post("/apply-template", tags=["llama-server"], response_class=Response)
 async def apply_template(body: ChatCompletionRequest, request: Request) -> Response:
     """Return the prompt of a conversation, as text."""
-    what = conversation_of(body.said(), _server(request))
+    what = await aside(request, lambda: conversation_of(body.said(), _server(request)))
     _, found = await call(
         request,
         model_of({"model": body.model}, _server(request)),

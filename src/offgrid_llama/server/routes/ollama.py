@@ -10,7 +10,7 @@ from fastapi import APIRouter, Request, Response
 from offgrid_llama.server.access_log import MODEL
 from offgrid_llama.server.answering import answer, call
 from offgrid_llama.server.api_error import ApiError
-from offgrid_llama.server.bodies import AnyTypeRoute, json_response
+from offgrid_llama.server.bodies import AnyTypeRoute, aside, json_response
 from offgrid_llama.server.dialects.ollama import embedded, loaded, read_generate, read_ollama_chat, vectors
 from offgrid_llama.server.dialects.ollama_schemas import ChatBody, EmbedBody, EmbeddingsBody, GenerateBody
 from offgrid_llama.server.parts import admit, parts_of
@@ -28,7 +28,7 @@ async def chat(body: ChatBody, request: Request) -> Response:
     if not body.messages:
         return await _load_or_unload(request, body, "message")
     find(request, body.model)
-    return await answer(request, read_ollama_chat(body))
+    return await answer(request, await aside(request, read_ollama_chat, body))
 
 
 @router.post("/api/generate", tags=["ollama"], response_class=Response)
@@ -37,7 +37,7 @@ async def generate(body: GenerateBody, request: Request) -> Response:
     if not body.prompt and not body.suffix:
         return await _load_or_unload(request, body, "response")
     find(request, body.model)
-    return await answer(request, read_generate(body))
+    return await answer(request, await aside(request, read_generate, body))
 
 
 @router.post("/api/embed", tags=["ollama"], response_class=Response)

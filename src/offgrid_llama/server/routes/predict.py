@@ -9,7 +9,7 @@ from fastapi import APIRouter, Request, Response
 
 from offgrid_llama.server.answering import answer
 from offgrid_llama.server.api_error import ApiError
-from offgrid_llama.server.bodies import StrictRoute, json_response
+from offgrid_llama.server.bodies import StrictRoute, aside, json_response
 from offgrid_llama.server.dialects.llama_server_openai import read_chat
 from offgrid_llama.server.dialects.llama_server_schemas import ChatCompletionRequest, PredictRequest
 from offgrid_llama.server.parts import parts_of
@@ -33,6 +33,6 @@ async def predict(body: PredictRequest, request: Request) -> Response:
             raise ApiError(400, message, code="invalid_value", param="instances")
         asked = {name: value for name, value in instance.items() if name != _FORMAT}
         chat = validated(ChatCompletionRequest, asked, {"ignore_unknown": True})
-        response = await answer(request, read_chat(chat, server))
+        response = await answer(request, await aside(request, read_chat, chat, server))
         found.append(msgspec.json.decode(bytes(response.body)))
     return json_response({"predictions": found})

@@ -12,7 +12,7 @@ from fastapi import APIRouter, Path, Query, Request, Response
 from offgrid_llama.server.access_log import MODEL
 from offgrid_llama.server.answering import answer, call
 from offgrid_llama.server.api_error import ApiError
-from offgrid_llama.server.bodies import StrictRoute, json_response
+from offgrid_llama.server.bodies import StrictRoute, aside, json_response
 from offgrid_llama.server.dialects.responses import Turn, read_input_tokens, read_response
 from offgrid_llama.server.dialects.responses_items import input_items, new_response_id, references
 from offgrid_llama.server.dialects.responses_schemas import ConversationFields, InputTokensRequest, ResponseRequest
@@ -34,7 +34,7 @@ ResponseId = Annotated[str, Path(max_length=128, pattern=r"^[A-Za-z0-9_-]+$", de
 async def create_response(body: ResponseRequest, request: Request) -> Response:
     """Answer a conversation, or go on with one that is kept."""
     turn = await _turn(body, request)
-    asked = read_response(body, turn)
+    asked = await aside(request, read_response, body, turn)
     if not body.stored:
         return await answer(request, asked)
     key, items = request.scope["key"], msgspec.json.encode(turn.input)
@@ -56,7 +56,7 @@ async def create_response(body: ResponseRequest, request: Request) -> Response:
 @router.post("/v1/responses/input_tokens", tags=["responses"], response_class=Response)
 async def count_input_tokens(body: InputTokensRequest, request: Request) -> Response:
     """Count the tokens of a conversation, without an answer."""
-    asked = read_input_tokens(body, await _turn(body, request))
+    asked = await aside(request, read_input_tokens, body, await _turn(body, request))
     _, n_tokens = await call(request, body.model, "count", {"conversation": msgspec.to_builtins(asked)})
     return json_response({"object": "response.input_tokens", "input_tokens": n_tokens})
 
