@@ -32,7 +32,8 @@ def run(name: str, *arguments: str | Path) -> str:
 def test_all_are_listed() -> None:
     """The page names each program, and no other."""
     page = (RECIPES.parent / "recipes.md").read_text(encoding="utf-8")
-    assert set(re.findall(r"\(recipes/(\w+\.py)\)", page)) == {path.name for path in RECIPES.glob("*.py")}
+    programs = {path.name for path in RECIPES.iterdir() if path.suffix in (".ipynb", ".py")}
+    assert set(re.findall(r"\(recipes/(\w+\.\w+)\)", page)) == programs
 
 
 def test_many_prompts(smollm2_path: Path, tmp_path: Path) -> None:

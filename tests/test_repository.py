@@ -11,7 +11,8 @@ import pytest
 import offgrid_llama as og
 
 ROOT = Path(__file__).resolve().parent.parent
-FRAMEWORKS = ("langchain-core", "llm", "lm-eval", "mcp")  # packages that docs/integrations needs, untyped for mypy
+FRAMEWORKS = ("dspy", "haystack-ai", "langchain-core", "litellm", "llm", "lm-eval", "mcp", "pydantic-ai-slim")
+"""Packages that docs/integrations needs, untyped for mypy."""
 REQUIREMENT = re.compile(r"""(?<!\[)[A-Za-z][A-Za-z0-9-]+>=[0-9.]+(?:; python_version<'3\.11')?""")
 
 

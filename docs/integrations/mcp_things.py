@@ -11,9 +11,13 @@ from typing import Literal
 import uvicorn
 
 try:
+    from mcp.server.fastmcp import Context
     from mcp.server.fastmcp import FastMCP as Server
-except ImportError:  # its name since mcp 2
+    from mcp.types import SamplingMessage, TextContent
+except ImportError:  # their places since mcp 2
     from mcp.server import MCPServer as Server
+    from mcp.server.mcpserver import Context
+    from mcp_types import SamplingMessage, TextContent
 
 server = Server("things")
 
@@ -28,6 +32,14 @@ def temperature(city: Literal["Bern", "Oslo"]) -> str:
 def fail() -> str:
     """Fail."""
     raise RuntimeError("out of order")
+
+
+@server.tool()  # type: ignore[untyped-decorator]
+async def summary(text: str, ctx: Context) -> str:
+    """Summarize a text, by the model of whoever calls."""
+    said = SamplingMessage(role="user", content=TextContent(type="text", text=f"Summarize: {text}"))
+    found = await ctx.session.create_message([said], max_tokens=30, system_prompt="Be short.", temperature=0)
+    return str(found.content.text)
 
 
 def main() -> None:

@@ -18,6 +18,7 @@ from typing import Any
 import offgrid_llama as og
 from offgrid_llama.errors import ToolError
 from offgrid_llama.integrations.mcp import MCPServers
+from offgrid_llama.integrations.mcp_sampling import SAMPLING
 
 MODEL = "smollm2-135m-instruct"
 THINGS = str(Path(__file__).with_name("mcp_things.py"))
@@ -46,12 +47,15 @@ def check(servers: dict[str, Any]) -> None:
     asked: list[str] = []
 
     def allow(server: str, tool: str, arguments: Mapping[str, Any]) -> bool:
-        asked.append(f"{server}: {tool} {json.dumps(arguments)}")
+        asked.append(f"{server}: {tool} {'' if tool == SAMPLING else json.dumps(arguments)}")
         return server != "refused"
 
-    with MCPServers(servers, allow=allow) as connected, og.Engine(MODEL, n_ctx=4096, n_seq_max=1) as engine:
+    with (
+        og.Engine(MODEL, n_ctx=4096, n_seq_max=1) as engine,
+        MCPServers(servers, allow=allow, engine=engine) as connected,
+    ):
         tools = {tool.name: tool for tool in connected.tools}
-        kinds = ("fail", "temperature")
+        kinds = ("fail", "summary", "temperature")
         assert sorted(tools) == sorted(f"{name}__{kind}" for name in servers["mcpServers"] for kind in kinds)
         for name in ("near", "far"):
             assert result(tools[f"{name}__temperature"], city="Oslo") == "4 degrees"
@@ -60,6 +64,12 @@ def check(servers: dict[str, Any]) -> None:
         assert result(tools["refused__fail"]) == "error: the user has not allowed a call of fail"
         oslo = 'temperature {"city": "Oslo"}'
         assert asked == [f"near: {oslo}", f"far: {oslo}", "far: fail {}", "refused: fail {}"]
+        for _ in range(2):  # the server asks our model; we are asked once whether it may
+            summed = result(tools["far__summary"], text="It rains in Oslo, and will rain tomorrow.")
+            assert summed
+            assert not summed.startswith("error")
+        assert asked[4:] == ['far: summary {"text": "It rains in Oslo, and will rain tomorrow."}', f"far: {SAMPLING} "]
+        print("a server has asked the model:", summed)
         chat = og.Chat(engine, tools=[tools["near__temperature"]], temperature=0, max_tokens=100)
         reply = chat.run("How warm is it in Oslo?", tool_choice="required", parallel_tool_calls=False, max_turns=2)
         (told,) = [message["content"] for message in chat.messages if message["role"] == "tool"]

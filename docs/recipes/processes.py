@@ -1,10 +1,9 @@
-"""Several processes, each with an engine of its own, as multiprocessing and Celery start them.
+"""Several processes, each with an engine of its own, as multiprocessing starts them.
 
     python docs/recipes/processes.py
 
 An engine cannot be pickled, and does not survive a fork: each process makes its own when it starts. They share the model's
-memory, because each maps the same file. Give each its share of the cores. With Celery, `start` belongs to the signal
-`worker_process_init`, and `answer` is a task.
+memory, because each maps the same file. Give each its share of the cores.
 
 Where one process is enough, one engine is quicker than several: requests share its steps.
 """

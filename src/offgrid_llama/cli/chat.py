@@ -78,25 +78,25 @@ def chat(
     options: TurnArguments = {
         "max_tokens": max_tokens, "temperature": temperature, "seed": seed, "reasoning_budget": reasoning_budget,
     }  # fmt: skip
-    with ExitStack() as stack, Model(to_file(model), n_gpu_layers=layers) as loaded:
-        if mcp is not None:
-            options["tools"] = stack.enter_context(_servers(mcp, allow_tools)).tools
+    with Model(to_file(model), n_gpu_layers=layers) as loaded, ExitStack() as stack:
         n_ctx = n_ctx or min(loaded.n_ctx_train or DEFAULT_N_CTX, DEFAULT_N_CTX)
-        with Engine(loaded, n_seq_max=1, n_ctx=n_ctx, n_threads=n_threads) as engine:
-            engine.chat_format()  # a model without a template is refused before the first message is typed
-            talk = Talk(engine, system, options)
-            if sys.stdin is not None and sys.stdin.isatty():
-                talk.at_the_terminal(loaded.path.name)
-            else:
-                talk.from_a_pipe()
+        engine = stack.enter_context(Engine(loaded, n_seq_max=1, n_ctx=n_ctx, n_threads=n_threads))
+        engine.chat_format()  # a model without a template is refused before the first message is typed
+        if mcp is not None:
+            options["tools"] = stack.enter_context(_servers(mcp, allow_tools, engine)).tools
+        talk = Talk(engine, system, options)
+        if sys.stdin is not None and sys.stdin.isatty():
+            talk.at_the_terminal(loaded.path.name)
+        else:
+            talk.from_a_pipe()
 
 
-def _servers(file: Path, allow_tools: bool) -> MCPServers:
-    """Connect to the servers of tools."""
+def _servers(file: Path, allow_tools: bool, engine: Engine) -> MCPServers:
+    """Connect to the servers of tools, which may use the model, too."""
     from offgrid_llama.integrations.mcp import MCPServers
 
     try:
-        return MCPServers(file, allow=None if allow_tools else _allowed)
+        return MCPServers(file, allow=None if allow_tools else _allowed, engine=engine)
     except (ImportError, ValueError) as error:
         raise typer.BadParameter(str(error), param_hint="--mcp") from error
 

@@ -21,8 +21,12 @@ from typing import TYPE_CHECKING, Any
 from offgrid_llama.chat.tools.tool import Tool
 from offgrid_llama.errors import ToolError
 
+from .mcp_sampling import Sampling
+
 if TYPE_CHECKING:
     from typing_extensions import Self
+
+    from offgrid_llama.engine.engine import Engine
 
 __all__ = ["Allow", "MCPServers"]
 
@@ -41,7 +45,9 @@ class MCPServers:
         servers: the file, or what it holds: ``{"mcpServers": {NAME: SERVER}}``, where a SERVER has a "command", with "args",
             "env" and "cwd", or a "url", with "headers"; its "type" may be "sse" for the older kind of HTTP.
         allow: asked before the first call of each tool, in the thread of the call; where it returns False the tool is not
-            called, and the model is told so. None allows all.
+            called, and the model is told so. None allows all. A server's first use of ``engine`` is asked for,
+            too: the tool is "sampling/createMessage", and the arguments are what the server wants.
+        engine: answers what servers ask of a model (sampling); None refuses that.
         timeout: the most seconds for a connection, and for a call.
 
     Raises ToolError for a server that cannot be reached, with its name; ValueError for another file than described; OSError
@@ -56,11 +62,13 @@ class MCPServers:
         servers: str | os.PathLike[str] | Mapping[str, Any],
         *,
         allow: Allow | None = None,
+        engine: Engine | None = None,
         timeout: float = TIMEOUT_SECONDS,
     ) -> None:
         _package()
         self._servers = _read(servers)
         self._allow = allow
+        self._engine = engine
         self._allowed: set[tuple[str, str]] = set()
         self._timeout = timeout
         self._sessions: dict[str, Any] = {}
@@ -109,10 +117,13 @@ class MCPServers:
             for name, server in self._servers.items():
                 self._connecting = name
                 with _within(self._timeout):
-                    self._sessions[name] = session = await _connected(stack, server)
+                    self._sessions[name] = session = await _connected(stack, server, self._sampling(name))
                     self._found += [(name, tool) async for tool in _listed(session)]
             self._ready.set()
             await self._stop.wait()
+
+    def _sampling(self, server: str) -> Sampling | None:
+        return None if self._engine is None else Sampling(server, self._engine, self._allow)
 
     # Tools ------------------------------------------------------------------------------------------------------------
 
@@ -204,7 +215,7 @@ def _within(seconds: float) -> Iterator[None]:
         timer.cancel()
 
 
-async def _connected(stack: AsyncExitStack, server: Mapping[str, Any]) -> Any:
+async def _connected(stack: AsyncExitStack, server: Mapping[str, Any], sampling: Sampling | None) -> Any:
     """Return a session with a server, which ends with the stack."""
     from mcp import ClientSession, StdioServerParameters, stdio_client
 
@@ -218,7 +229,7 @@ async def _connected(stack: AsyncExitStack, server: Mapping[str, Any]) -> Any:
     else:
         transport = await _http(stack, server["url"], dict(server.get("headers") or {}))
     streams = await stack.enter_async_context(transport)
-    session = await stack.enter_async_context(ClientSession(streams[0], streams[1]))
+    session = await stack.enter_async_context(ClientSession(streams[0], streams[1], sampling_callback=sampling))
     await session.initialize()
     return session
 

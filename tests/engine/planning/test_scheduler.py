@@ -63,7 +63,7 @@ class Machine:
         self,
         n_seq: int,
         n_batch: int = 64,
-        budget: Callable[[int, int, int], int] | None = None,
+        budget: Callable[[int, float, int], int] | None = None,
         trim: Trim = Trim.ANY,
         room: int = 0,
         padding: Padding | None = None,
