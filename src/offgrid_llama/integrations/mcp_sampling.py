@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from offgrid_llama.errors import OffgridLlamaError
@@ -65,7 +66,7 @@ class Sampling:
             "max_tokens": min(asked.get("maxTokens") or _MAX_TOKENS, self._engine.n_ctx_seq),
             "temperature": asked.get("temperature"), "stop": asked.get("stopSequences") or (),
         }  # fmt: skip
-        with await asyncio.to_thread(self._engine.chat, messages, **options) as completion:
+        with await asyncio.to_thread(partial(self._engine.chat, messages, **options)) as completion:
             await completion
             stopped = completion.completion.answers[0].stop is not None
             reason = "stopSequence" if stopped else _REASONS.get(str(completion.finish_reason), "endTurn")
