@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import Any
 
 from offgrid_llama.engine.chat_completion import ChatCompletion
+from offgrid_llama.engine.chat_options import ChatOptions
 from offgrid_llama.engine.engine import Engine
 from offgrid_llama.sampling.sampling_params import SamplingParams
 
 from .engines import shared_engine
 
-__all__ = ["checked", "engine_of", "name_of", "submitted"]
+__all__ = ["checked", "engine_of", "name_of", "prompt_length", "submitted"]
 
 _SAMPLING = {each.name for each in fields(SamplingParams)} - {
     "temperature",
@@ -41,7 +42,7 @@ def name_of(model: Any) -> str:
 
 
 def engine_of(model: Any, engine_options: Mapping[str, Any]) -> Engine:
-    """Return a model's Engine: itself, or the one that all who name the model with these options share."""
+    """Return a model's Engine: itself, or the one shared by all models with this name and these options."""
     return model if isinstance(model, Engine) else shared_engine(model, **engine_options)
 
 
@@ -62,12 +63,32 @@ def submitted(
 
     Raises as ``Engine.chat`` does.
     """
-    given = {name: value for name, value in options.items() if value is not None}
     engine = engine_of(model, engine_options)
+    return engine.chat(messages, **_chat_options(engine, options))
+
+
+def prompt_length(
+    model: Any,
+    engine_options: Mapping[str, Any],
+    messages: Sequence[Mapping[str, Any]],
+    options: Mapping[str, Any],
+) -> int:
+    """Return the number of tokens of the prompt that ``submitted`` would compute; arguments and errors are the same."""
+    engine = engine_of(model, engine_options)
+    given = _chat_options(engine, options)
+    given.pop("response_format", None)
+    asked, _ = ChatOptions.split("Engine.chat", given)  # type: ignore[arg-type]
+    prompt, _ = asked.prompt(messages, engine.chat_format(asked.template, tools=bool(asked.tools)), "")
+    return len(prompt.tokens)
+
+
+def _chat_options(engine: Engine, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return options as ``Engine.chat`` takes them."""
+    given = {name: value for name, value in options.items() if value is not None}
     limit = given.pop("max_completion_tokens", engine.n_ctx_seq)
     given.setdefault("max_tokens", limit)
     if sampling := {name: given.pop(name) for name in sorted(_SAMPLING & given.keys())}:
         if bias := sampling.get("logit_bias"):
             sampling["logit_bias"] = {int(token): value for token, value in bias.items()}  # JSON has no numbers as keys
-        given["sampling"] = SamplingParams(**sampling)
-    return engine.chat(messages, **given)
+        given["sampling"] = replace(given.get("sampling") or SamplingParams(), **sampling)
+    return given

@@ -19,9 +19,7 @@ from langchain_core.utils.function_calling import convert_to_openai_tool
 from langchain_core.utils.pydantic import is_basemodel_subclass
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from offgrid_llama.engine.chat_options import ChatOptions
-
-from .asking import checked, engine_of, name_of, submitted
+from .asking import checked, engine_of, name_of, prompt_length, submitted
 from .langchain_messages import PROVIDER, answer_of, chunk_of, messages_of
 from .langchain_vectors import OffgridLlamaEmbeddings, OffgridLlamaReranker
 
@@ -121,11 +119,7 @@ class ChatOffgridLlama(BaseChatModel):  # type: ignore[misc]  # LangChain is not
     def get_num_tokens_from_messages(self, messages: list[BaseMessage], tools: Sequence[Any] | None = None) -> int:
         """Return the number of tokens of a prompt: messages and tools as the model's template writes them."""
         given = {**self.model_kwargs, **({"tools": [convert_to_openai_tool(tool) for tool in tools]} if tools else {})}
-        given.pop("response_format", None)
-        asked, _ = ChatOptions.split("ChatOffgridLlama", given)  # type: ignore[arg-type]
-        chat_format = engine_of(self.model, self.engine_options).chat_format(asked.template, tools=bool(asked.tools))
-        prompt, _ = asked.prompt(messages_of(messages), chat_format, "")
-        return len(prompt.tokens)
+        return prompt_length(self.model, self.engine_options, messages_of(messages), given)
 
     # Answers -------------------------------------------------------------------------------------------------------------
 
