@@ -89,6 +89,14 @@ def _chat_options(engine: Engine, options: Mapping[str, Any]) -> dict[str, Any]:
     given.setdefault("max_tokens", limit)
     if sampling := {name: given.pop(name) for name in sorted(_SAMPLING & given.keys())}:
         if bias := sampling.get("logit_bias"):
-            sampling["logit_bias"] = {int(token): value for token, value in bias.items()}  # JSON has no numbers as keys
+            sampling["logit_bias"] = {_token_id(token): value for token, value in bias.items()}
         given["sampling"] = replace(given.get("sampling") or SamplingParams(), **sampling)
     return given
+
+
+def _token_id(key: Any) -> int:
+    """Return the key of a ``logit_bias``, which JSON makes a text, as a token id."""
+    try:
+        return int(key)
+    except ValueError:
+        raise ValueError(f"logit_bias: the keys are token ids, and {key!r} is none") from None

@@ -77,6 +77,10 @@ class OffgridLlamaModel(Model):  # type: ignore[misc]  # Pydantic AI is not ther
         context_window = model.n_ctx_seq if isinstance(model, Engine) else None
         super().__init__(settings=settings, profile=profile_of(context_window, profile))
 
+    def __repr__(self) -> str:
+        more = {"engine_options": self.engine_options, "settings": self.settings}
+        return f"{type(self).__name__}({', '.join([repr(self.model_name), *(f'{k}={v!r}' for k, v in more.items() if v)])})"
+
     @property
     def model_name(self) -> str:
         """The name or path of the model."""

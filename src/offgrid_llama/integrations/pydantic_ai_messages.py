@@ -179,7 +179,7 @@ def _response(message: Any, where: str) -> dict[str, Any] | None:
 
 
 def parts_of(completion: ChatCompletion[Any]) -> list[Any]:
-    """Return the parts of an answer that has ended: reasoning, text, calls. A call that is cut off has the arguments so far."""
+    """Return the parts of an answer that has ended: reasoning, text, calls. A call that is cut off has what came of it."""
     told = completion.message()
     calls = [ToolCall(call["id"], **call["function"]) for call in told.get("tool_calls", ())]
     thought, text = told.get("reasoning_content"), told["content"]

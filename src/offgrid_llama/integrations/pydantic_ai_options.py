@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import json
+import logging
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any
 
 from pydantic_ai.exceptions import UserError
 from pydantic_ai.settings import ModelSettings
 
+from offgrid_llama.errors import GrammarError
+from offgrid_llama.sampling.grammar.json_schema import read_loosely, read_schema
+
 __all__ = ["PREFIX", "OffgridLlamaModelSettings", "options_of"]
+
+_LOG = logging.getLogger("offgrid_llama.chat")
 
 PREFIX = "offgrid_llama_"
 """What the names of settings begin with that only these models have."""
@@ -46,9 +54,11 @@ def options_of(settings: Mapping[str, Any], params: Any) -> dict[str, Any]:
         settings: ModelSettings. Those of other providers, by the prefixes of their names, are left out.
         params: the ModelRequestParameters, as ``Model.prepare_request`` returns them.
 
-    Raises UserError for a ``tool_choice`` that no tool of the request fits.
+    Raises UserError for a ``tool_choice`` that no tool of the request fits, and for several answers to one request.
     """
     own = {name[len(PREFIX) :]: value for name, value in settings.items() if name.startswith(PREFIX)}
+    if own.get("n", 1) != 1:
+        raise UserError(f"{PREFIX}n: a request has one answer; ask several times at once for more")
     options = {name: settings[name] for name in _SAME if name in settings}
     if settings.get("stop_sequences"):
         options["stop"] = settings["stop_sequences"]
@@ -72,10 +82,24 @@ def _response_format(params: Any) -> dict[str, Any]:
     answer = params.output_object
     if answer is None or params.output_mode not in ("native", "prompted"):
         return {}
+    schema = json.loads(_held(json.dumps(answer.json_schema)))
     if params.output_mode == "prompted":
-        return {"response_format": {"type": "json_object", "schema": answer.json_schema}}
-    described = {"name": answer.name or "answer", "schema": answer.json_schema}
-    return {"response_format": {"type": "json_schema", "json_schema": described}}
+        return {"response_format": {"type": "json_object", "schema": schema}}
+    return {
+        "response_format": {"type": "json_schema", "json_schema": {"name": answer.name or "answer", "schema": schema}}
+    }
+
+
+@lru_cache(maxsize=256)
+def _held(schema: str) -> str:
+    """Return the rules of an output's schema that a grammar can hold, both as JSON. Pydantic checks the others."""
+    try:
+        read_schema(schema)
+    except GrammarError:
+        found = read_loosely(schema, kind="object")
+        _LOG.warning("an output is not held to all of its schema: %s", "; ".join(found.left_out))
+        return json.dumps(found.document)
+    return schema
 
 
 def _tools(settings: Mapping[str, Any], params: Any) -> dict[str, Any]:
