@@ -140,6 +140,18 @@ class TestEnds:
         with pytest.raises(ModelAPIError, match="closed"):
             await agent.run("Hi")
 
+    async def test_a_stream_whose_engine_is_closed(self) -> None:
+        """It ends, and its response says that it is not whole."""
+        with og.Engine(NAME, n_ctx=512, n_seq_max=2) as engine:
+            request: list[Any] = [ModelRequest([UserPromptPart("Count.")])]
+            endless = {**ENDLESS, "offgrid_llama_n_keep": 8}
+            async with model_request_stream(OffgridLlamaModel(engine), request, model_settings=endless) as stream:
+                events = aiter(stream)
+                await anext(events)
+                await asyncio.to_thread(engine.close)
+                assert [event async for event in events]
+            assert stream.get().state == "incomplete"
+
     async def test_direct_requests(self) -> None:
         """Without an agent, with tools and a choice."""
         request: list[Any] = [ModelRequest([UserPromptPart("How is Bern?")], instructions="Call.")]
