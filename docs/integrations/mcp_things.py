@@ -36,7 +36,7 @@ def fail() -> str:
 
 @server.tool()  # type: ignore[untyped-decorator]
 async def summary(text: str, ctx: Context) -> str:
-    """Summarize a text, by the model of whoever calls."""
+    """Summarize a text, by the model of the client."""
     said = SamplingMessage(role="user", content=TextContent(type="text", text=f"Summarize: {text}"))
     found = await ctx.session.create_message([said], max_tokens=30, system_prompt="Be short.", temperature=0)
     return str(found.content.text)

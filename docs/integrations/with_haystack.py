@@ -3,8 +3,6 @@
 python docs/integrations/with_haystack.py
 """
 
-from __future__ import annotations
-
 import asyncio
 from typing import Annotated, Literal
 

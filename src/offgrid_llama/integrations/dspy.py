@@ -24,7 +24,7 @@ __all__ = ["embedder", "language_model"]
 def language_model(
     model: Any, *, name: str | None = None, engine_options: dict[str, Any] | None = None, **options: Any
 ) -> Any:
-    """Return a ``dspy.LM`` on an engine that all who name this model share.
+    """Return a ``dspy.LM`` on the engine that this process has for a model.
 
     DSPy's adapters learn that it holds schemas and calls tools. DSPy keeps answers in its cache unless ``cache=False`` is
     given. Where a program that was saved with it is loaded, call this, or ``register`` of ``integrations.litellm``, before.

@@ -56,7 +56,7 @@ class AdapterTurns(Generic[R]):
 
     @property
     def is_over(self) -> bool:
-        """Whether so many have begun while one with other adapters waits that no more may."""
+        """Whether no more may begin with the adapters in use, as one with others has waited long enough."""
         return self._n_begun >= MAX_BEFORE_OTHERS
 
     def resume(self, running: Collection[Running[R]], operations: list[Operation]) -> None:
