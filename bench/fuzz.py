@@ -179,7 +179,7 @@ class Seen:
 
     def stream(self, url: str, ended: threading.Event) -> None:
         """Stream until the end."""
-        while not ended.is_set():
+        while not ended.wait(0.001):
             last = None
             for _ in _parts(url, KEYS[1], ended):
                 now = time.perf_counter()
@@ -212,9 +212,10 @@ def watch(url: str, orders: Connection) -> None:
     threads = [threading.Thread(target=each, args=(url, ended)) for each in (seen.ask, seen.stream)]
     for each in threads:
         each.start()
-    while orders.recv() is not None:
-        found, seen.gaps, seen.waits, seen.unanswered = replace(seen), [], [], 0
-        orders.send(found)
+    with suppress(EOFError):  # the fuzz has failed
+        while orders.recv() is not None:
+            found, seen.gaps, seen.waits, seen.unanswered = replace(seen), [], [], 0
+            orders.send(found)
     ended.set()
     for each in threads:
         each.join()

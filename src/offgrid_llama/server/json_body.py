@@ -23,7 +23,7 @@ VALUE_BYTES_PER_BODY_BYTE = 8
 
 MAX_LARGE_NUMBERS = 10_000
 """Numbers of 1e100 and more in a body, at most. Making one near the largest float takes 9 µs, 300 times what another takes,
-and nothing else of this process runs meanwhile: 8 MiB of them would take ten seconds."""
+and nothing else of this process runs meanwhile: 8 MiB of them would take twelve seconds."""
 _LARGE_NUMBER = re.compile(rb"[\d.][eE]\+?0*[1-9]\d\d[,\]}\s]")
 _STRING = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"')
 _SLICE_BYTES = 2**18
