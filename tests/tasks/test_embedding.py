@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -270,3 +271,18 @@ def test_which_text_is_wrong(smollm2: og.Model, texts: Any, told: str) -> None:
     """One wrong text of many is told by its place."""
     with og.Embedder(smollm2, pooling_type="mean") as embedder, pytest.raises((TypeError, UnicodeError), match=told):
         embedder.embed(texts)
+
+
+def test_threads_share_an_embedder(tiny: og.Model) -> None:
+    """Each thread gets the vectors of its own texts, however many embed at once, and however many decodes that takes."""
+    texts = [[TOKENS[(at + shift) % len(TOKENS)] for shift in range(1 + at % 5)] for at in range(40)]
+    with og.Embedder(tiny, pooling_type="mean", n_batch=32, n_threads=1) as embedder:
+        alone = embedder.embed(texts)
+        with ThreadPoolExecutor(8) as pool:
+            for found in pool.map(lambda _: embedder.embed(texts), range(40)):
+                np.testing.assert_allclose(found, alone, rtol=0, atol=CLOSE)
+    with og.Embedder(tiny, pooling_type="none", n_batch=32, n_threads=1) as embedder:
+        rows = embedder.embed_tokens(texts)
+        with ThreadPoolExecutor(8) as pool:
+            for each in pool.map(lambda _: embedder.embed_tokens(texts), range(8)):
+                assert all(np.allclose(found, row, rtol=0, atol=CLOSE) for found, row in zip(each, rows, strict=True))

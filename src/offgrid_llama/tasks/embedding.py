@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from offgrid_llama.context.preflight import resolved_pooling
 from offgrid_llama.errors import ContextLengthError
@@ -106,14 +106,16 @@ class Embedder(Pooled):
                 f"pooling_type={self.pooling_type.name.lower()!r}: there is one vector a text; use embed()"
             )
         rows = [self._tokens(i, text, truncate) for i, text in enumerate(listed("texts", texts, "texts"))]
-        found: list[Any] = [None] * len(rows)
-        for seqs in self._decoded(rows):
-            begin = 0
+
+        def read(seqs: list[int]) -> list[npt.NDArray[np.float32]]:
+            found, begin = [], 0
             for i in seqs:
                 vectors = np.stack([self._context.embeddings(begin + k) for k in range(len(rows[i]))])
-                found[i] = normalized(vectors) if normalize else vectors
+                found.append(normalized(vectors) if normalize else vectors)
                 begin += len(rows[i])
-        return found
+            return found
+
+        return [vectors for found in self._decoded(rows, read) for vectors in found]
 
     def __repr__(self) -> str:
         pooling = self.pooling_type.name.lower()

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from offgrid_llama.context.batch import Batch
 from offgrid_llama.context.context import Context
@@ -24,10 +25,13 @@ if TYPE_CHECKING:
 __all__ = ["Pooled", "joined", "packed"]
 
 _MAX_SEQUENCES = 256
+_T = TypeVar("_T")
 
 
 class Pooled(Bound):
     """A context for many short texts in one decode; each text gives one row of numbers.
+
+    Several threads may use one: they take turns, decode by decode.
 
     Args:
         model: the Model.
@@ -70,6 +74,7 @@ class Pooled(Bound):
         self.n_ctx = min(n_batch, model.traits.n_positions or n_batch)
         self.pooling_type = self._context.pooling_type
         self._batch = Batch(room)
+        self._turn = threading.Lock()  # held from a decode until its rows are read
 
     def set_n_threads(self, n_threads: int) -> None:
         """Compute with ``n_threads`` threads from the next batch on (``llama_set_n_threads``)."""
@@ -94,27 +99,36 @@ class Pooled(Bound):
         """Yield float32[k, size] for the next k rows of tokens: the pooled vectors of one decode."""
         import numpy as np
 
-        for seqs in self._decoded(rows):
-            yield np.stack([self._context.sequence_embedding(seq_id)[:size] for seq_id in range(len(seqs))])
+        def read(seqs: list[int]) -> npt.NDArray[np.float32]:
+            return np.stack([self._context.sequence_embedding(seq_id)[:size] for seq_id in range(len(seqs))])
 
-    def _decoded(self, rows: Sequence[Sequence[int]]) -> Iterator[list[int]]:
-        """Compute all rows, as many at once as fit; yield the indices of the rows that are readable now."""
-        context, batch = self._context, self._batch
+        return self._decoded(rows, read)
+
+    def _decoded(self, rows: Sequence[Sequence[int]], read: Callable[[list[int]], _T]) -> Iterator[_T]:
+        """Compute all rows, as many at once as fit; yield what ``read`` returns for the indices of those of each decode."""
+        context = self._context
         try:
             for seqs in packed(map(len, rows), context.n_batch, context.n_seq_max):
-                batch.clear()
-                for seq_id, i in enumerate(seqs):
-                    batch.add_sequence(rows[i], seq_id=seq_id, logits="all")
-                if context.model.has_encoder:
-                    context.encode(batch)
-                else:
-                    if context.memory.ptr:
-                        context.memory.clear(data=False)
-                    context.decode(batch)
-                yield seqs
+                with self._turn:
+                    self._decode([rows[i] for i in seqs])
+                    found = read(seqs)
+                yield found
         finally:  # idle threads of one context slow down those of all others in this process
             with suppress(ClosedError):
                 context.release_threads()
+
+    def _decode(self, rows: Sequence[Sequence[int]]) -> None:
+        """Compute rows, each as a sequence with its index as id."""
+        context, batch = self._context, self._batch
+        batch.clear()
+        for seq_id, row in enumerate(rows):
+            batch.add_sequence(row, seq_id=seq_id, logits="all")
+        if context.model.has_encoder:
+            context.encode(batch)
+        else:
+            if context.memory.ptr:
+                context.memory.clear(data=False)
+            context.decode(batch)
 
 
 def joined(batches: Iterable[npt.NDArray[np.float32]], size: int) -> npt.NDArray[np.float32]:
