@@ -11,7 +11,9 @@ import pytest
 import offgrid_llama as og
 
 ROOT = Path(__file__).resolve().parent.parent
-FRAMEWORKS = ("dspy", "haystack-ai", "langchain-core", "litellm", "llm", "lm-eval", "mcp", "pydantic-ai-slim")
+FRAMEWORKS = (
+    "dspy", "haystack-ai", "langchain-core", "litellm", "llama-index-core", "llm", "lm-eval", "mcp", "pydantic-ai-slim",
+)  # fmt: skip
 """Packages that docs/integrations needs, untyped for mypy."""
 REQUIREMENT = re.compile(r"""(?<!\[)[A-Za-z][A-Za-z0-9-]+>=[0-9.]+(?:; python_version<'3\.11')?""")
 

@@ -9,12 +9,13 @@ from typing import Any
 
 from offgrid_llama.engine.chat_completion import ChatCompletion
 from offgrid_llama.engine.chat_options import ChatOptions
+from offgrid_llama.engine.completion import Completion
 from offgrid_llama.engine.engine import Engine
 from offgrid_llama.sampling.sampling_params import SamplingParams
 
 from .engines import shared_engine
 
-__all__ = ["checked", "engine_of", "name_of", "prompt_length", "submitted"]
+__all__ = ["checked", "choice_of", "engine_of", "name_of", "prompt_length", "submitted", "submitted_prompt"]
 
 _SAMPLING = {each.name for each in fields(SamplingParams)} - {
     "temperature",
@@ -64,7 +65,7 @@ def submitted(
     Raises as ``Engine.chat`` does.
     """
     engine = engine_of(model, engine_options)
-    return engine.chat(messages, **_chat_options(engine, options))
+    return engine.chat(messages, **_given(engine, options))
 
 
 def prompt_length(
@@ -75,15 +76,23 @@ def prompt_length(
 ) -> int:
     """Return the number of tokens of the prompt that ``submitted`` would compute; arguments and errors are the same."""
     engine = engine_of(model, engine_options)
-    given = _chat_options(engine, options)
+    given = _given(engine, options)
     given.pop("response_format", None)
     asked, _ = ChatOptions.split("Engine.chat", given)  # type: ignore[arg-type]
     prompt, _ = asked.prompt(messages, engine.chat_format(asked.template, tools=bool(asked.tools)), "")
     return len(prompt.tokens)
 
 
-def _chat_options(engine: Engine, options: Mapping[str, Any]) -> dict[str, Any]:
-    """Return options as ``Engine.chat`` takes them."""
+def submitted_prompt(
+    model: Any, engine_options: Mapping[str, Any], prompt: str, options: Mapping[str, Any]
+) -> Completion:
+    """Submit a prompt as it is, with its control tokens: what ``submitted`` does, with the options of ``Engine.submit``."""
+    engine = engine_of(model, engine_options)
+    return engine.submit(prompt, **{"parse_special": True, **_given(engine, options)})
+
+
+def _given(engine: Engine, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options that an engine takes."""
     given = {name: value for name, value in options.items() if value is not None}
     limit = given.pop("max_completion_tokens", engine.n_ctx_seq)
     given.setdefault("max_tokens", limit)
@@ -100,3 +109,12 @@ def _token_id(key: Any) -> int:
         return int(key)
     except ValueError:
         raise ValueError(f"logit_bias: the keys are token ids, and {key!r} is none") from None
+
+
+def choice_of(choice: Any) -> Any:
+    """Return a choice among tools as ``Engine.chat`` takes it; other names of it are "any", True and Anthropic's dict."""
+    if choice in (True, "any"):
+        return "required"
+    if isinstance(choice, Mapping) and "name" in choice:
+        return choice["name"]
+    return choice or None

@@ -33,22 +33,34 @@ def shared_engine(model: str | os.PathLike[str], **options: Any) -> Engine:
     return _made(partial(Engine, model, **options), Engine, model, options)
 
 
-def shared_embedder(model: str | os.PathLike[str], **options: Any) -> Embedder:
+def shared_embedder(model: str | os.PathLike[str], *, n_text: int = 0, **options: Any) -> Embedder:
     """Return this process's Embedder for a model with these options, as ``shared_engine`` does.
 
-    Without a ``pooling_type`` texts are pooled as the model says, or by the mean where it says nothing.
+    Without a ``pooling_type`` texts are pooled as the model says, or by the mean where it says nothing. Without an
+    ``n_batch`` texts may have ``n_text`` tokens, or as many as the model has positions.
     """
 
     def make(loaded: Model) -> Embedder:
         is_silent = own_pooling(loaded.metadata) is PoolingType.NONE
-        return Embedder(loaded, **{**({"pooling_type": PoolingType.MEAN} if is_silent else {}), **options})
+        pooling = {"pooling_type": PoolingType.MEAN} if is_silent else {}
+        return Embedder(loaded, **{**pooling, **_room(loaded, n_text), **options})
 
-    return _made(partial(_loaded, model, make), Embedder, model, options)
+    return _made(partial(_loaded, model, make), Embedder, model, {**options, "n_text": n_text})
 
 
-def shared_reranker(model: str | os.PathLike[str], **options: Any) -> Reranker:
-    """Return this process's Reranker for a model with these options, as ``shared_engine`` does."""
-    return _made(partial(_loaded, model, lambda loaded: Reranker(loaded, **options)), Reranker, model, options)
+def shared_reranker(model: str | os.PathLike[str], *, n_text: int = 0, **options: Any) -> Reranker:
+    """Return this process's Reranker for a model with these options, as ``shared_embedder`` does."""
+
+    def make(loaded: Model) -> Reranker:
+        return Reranker(loaded, **{**_room(loaded, n_text), **options})
+
+    return _made(partial(_loaded, model, make), Reranker, model, {**options, "n_text": n_text})
+
+
+def _room(model: Model, n_text: int) -> dict[str, int]:
+    """Return the size of batches in which texts fit; the usual one where it is room enough, as larger ones take longer."""
+    n_text = min(n_text, model.n_ctx_train or n_text, model.traits.n_positions or n_text)
+    return {"n_batch": n_text} if n_text > 512 else {}
 
 
 def _loaded(model: str | os.PathLike[str], make: Callable[[Model], _PooledT]) -> _PooledT:

@@ -19,7 +19,7 @@ from langchain_core.utils.function_calling import convert_to_openai_tool
 from langchain_core.utils.pydantic import is_basemodel_subclass
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from .asking import checked, engine_of, name_of, prompt_length, submitted
+from .asking import checked, choice_of, engine_of, name_of, prompt_length, submitted
 from .langchain_messages import PROVIDER, answer_of, chunk_of, messages_of
 from .langchain_vectors import OffgridLlamaEmbeddings, OffgridLlamaReranker
 
@@ -202,7 +202,7 @@ class ChatOffgridLlama(BaseChatModel):  # type: ignore[misc]  # LangChain is not
             options: further ones of each call.
         """
         given: dict[str, Any] = {"tools": [convert_to_openai_tool(tool) for tool in tools]}
-        if choice := _choice(tool_choice):
+        if choice := choice_of(tool_choice):
             given["tool_choice"] = choice
         if parallel_tool_calls is not None:
             given["parallel_tool_calls"] = parallel_tool_calls
@@ -271,15 +271,6 @@ def _result(completion: ChatCompletion[Any], model_name: str) -> ChatResult:
 
 def _chunk(delta: Delta, completion: ChatCompletion[Any], model_name: str) -> ChatGenerationChunk:
     return ChatGenerationChunk(message=chunk_of(delta, completion, model_name))
-
-
-def _choice(choice: Any) -> Any:
-    """Return a choice among tools as the engine takes it."""
-    if choice in (True, "any"):
-        return "required"
-    if isinstance(choice, Mapping) and "name" in choice:  # as Anthropic has it
-        return choice["name"]
-    return choice or None
 
 
 def _response_format(method: str, schema: Any, tool: Mapping[str, Any]) -> dict[str, Any]:
