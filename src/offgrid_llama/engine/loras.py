@@ -74,9 +74,9 @@ def checked_loras(model: Model, loras: LoRAs, named: Mapping[str, LoRA]) -> Adap
             raise ValueError(f"loras: {lora.handle.name} is given twice")
         wanted[lora] = real("scale", scale)
     used = tuple((lora, scale) for lora, scale in wanted.items() if scale)
-    if len(late := [lora for lora, _ in used if lora.invocation_tokens]) > 1:
+    if len(late := [lora.path.name for lora, _ in used if lora.invocation_tokens]) > 1:
         raise AdapterError(
-            f"loras: of adapters that tokens of the prompt switch on (aLoRA) a request has one, not {late}"
+            f"loras: a request has one adapter that its prompt switches on (aLoRA), not {' and '.join(late)}"
         )
     return used
 

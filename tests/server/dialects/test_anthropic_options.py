@@ -26,7 +26,10 @@ def test_what_each_parameter_says() -> None:
     plain = asked()
     assert (plain.options.sampling, plain.options.stop, plain.options.max_tokens) == (Sampling(), [], 5)
     assert (plain.variables, plain.reasoning_budget, plain.continue_final_message) == ({}, None, False)
-    found = asked(temperature=0.5, top_p=0.9, top_k=7, stop_sequences=["a", "b"]).options
+    found = asked(
+        temperature=0.5, top_p=0.9, top_k=7, stop_sequences=["a", "b"], lora=[{"id": 1, "scale": 0.5}]
+    ).options
+    assert (found.loras, plain.options.loras, asked(lora=[]).options.loras) == ({1: 0.5}, None, {})
     assert found.sampling == Sampling(temperature=0.5, top_p=0.9, top_k=7)
     assert found.stop == ["a", "b"]
     assert asked(messages=[*ASKED, {"role": "assistant", "content": "The"}]).continue_final_message

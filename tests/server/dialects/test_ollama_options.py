@@ -28,12 +28,13 @@ def test_every_option() -> None:
         "num_predict": 7, "num_keep": 5, "seed": 3, "temperature": 0.5, "top_k": 9, "top_p": 0.8, "min_p": 0.1,
         "typical_p": 0.7, "repeat_last_n": 33, "repeat_penalty": 1.2, "presence_penalty": 1.5,
         "frequency_penalty": -1.0, "mirostat": 2, "mirostat_tau": 0.8, "mirostat_eta": 0.6, "stop": ["\n", "user:"],
+        "lora": [{"id": 1, "scale": 0.5}],
     }  # fmt: skip
     sampling = Sampling(
         seed=3, temperature=0.5, top_k=9, top_p=0.8, min_p=0.1, typical_p=0.7, repeat_last_n=33, repeat_penalty=1.2,
         presence_penalty=1.5, frequency_penalty=-1.0, mirostat=2, mirostat_tau=0.8, mirostat_eta=0.6,
     )  # fmt: skip
-    assert options(**said) == Options(sampling=sampling, max_tokens=7, n_keep=5, stop=["\n", "user:"])
+    assert options(**said) == Options(sampling=sampling, max_tokens=7, n_keep=5, stop=["\n", "user:"], loras={1: 0.5})
     assert options() == Options()
 
 

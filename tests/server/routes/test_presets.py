@@ -79,6 +79,9 @@ def test_one_model_with_several_names(served: Served) -> None:
         answer = post(served, "/completion", {"model": name, "prompt": "abc", "n_predict": 6, **more})
         assert answer.json()["content"] == texts["styled"]
     assert completed(served, "bare", lora=[{"id": 0, "scale": 1}]) == texts["styled"]
+    said = {"num_predict": 6, "lora": [{"id": 0, "scale": 1}]}
+    asked = {"model": "bare", "prompt": "abc", "raw": True, "stream": False, "options": said}
+    assert post(served, "/api/generate", asked).json()["response"] == texts["styled"]
     assert completed(served, "styled", lora=[]) == texts["bare"]
     asked = {"model": "bare", "input": "abc", "max_output_tokens": 16, "lora": [{"id": 1, "scale": 1}]}
     refused = post(served, "/v1/responses", asked).json()["error"]

@@ -11,6 +11,7 @@ from .anthropic_blocks import AssistantMessage, ToolResultBlock
 from .anthropic_messages import blocks_of, offered_tools, openai_messages
 from .anthropic_schemas import CountRequest, MessageRequest
 from .anthropic_tools import Tool, ToolChoice
+from .llama_server_options import scales
 
 __all__ = ["caches", "conversation"]
 
@@ -57,7 +58,7 @@ def caches(body: CountRequest) -> bool:
 def _options(body: MessageRequest) -> Options:
     return Options(
         sampling=Sampling(temperature=body.temperature, top_p=body.top_p, top_k=body.top_k), max_tokens=body.max_tokens,
-        stop=body.stop_sequences or [],
+        stop=body.stop_sequences or [], loras=scales(body.lora),
     )  # fmt: skip
 
 

@@ -14,6 +14,7 @@ from offgrid_llama.server.strict import Strict, refused
 
 from .anthropic_blocks import Message, SystemPrompt, changes_of_tools
 from .anthropic_tools import MAX_TOOLS, CacheControl, Tool, ToolChoice
+from .further_schemas import Adapters
 
 __all__ = ["IGNORED", "UNSUPPORTED", "CountRequest", "MessageRequest", "Thinking"]
 
@@ -116,3 +117,4 @@ class MessageRequest(CountRequest):
     temperature: Annotated[Finite, Field(ge=0, le=2)] | None = None
     top_p: Annotated[Finite, Field(ge=0, le=1)] | None = None
     top_k: Annotated[int, Field(ge=0, le=2**31 - 1)] | None = None
+    lora: Adapters | None = Field(None, description="llama.cpp's: the model's adapters to use, by number; [] is none.")

@@ -11,6 +11,8 @@ from offgrid_llama.server.llama_server import LlamaServer
 from offgrid_llama.worker.frames import Measures
 from offgrid_llama.worker.generation import Constraint, Options, Sampling
 
+from .further_schemas import Adapter
+
 __all__ = [
     "LETTERS",
     "SAMPLERS",
@@ -20,6 +22,7 @@ __all__ = [
     "progress",
     "prompts",
     "sampler_names",
+    "scales",
     "timings",
 ]
 
@@ -177,6 +180,11 @@ def adapters(given: Sequence[Mapping[str, Any]]) -> dict[int, float]:
     if len(found) < len(given):
         raise ApiError(400, "an adapter is named twice", param="lora")
     return found
+
+
+def scales(given: Sequence[Adapter] | None) -> dict[int, float] | None:
+    """Return the scale of each adapter of a request that has been read, as ``adapters`` does; None for none said."""
+    return None if given is None else adapters([each.model_dump() for each in given])
 
 
 def timings(measures: Measures) -> dict[str, Any]:

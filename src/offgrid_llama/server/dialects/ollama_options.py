@@ -7,6 +7,7 @@ from typing import Any
 
 from offgrid_llama.worker.generation import Constraint, Options, Sampling
 
+from .llama_server_options import scales
 from .ollama_schemas import ChatBody, GenerateBody, ModelOptions, OllamaMessage, OllamaTool
 from .openai_options import N_SEEDS
 
@@ -26,7 +27,7 @@ def options_of(body: ChatBody | GenerateBody) -> Options:
     return Options(
         sampling=_sampling(said), max_tokens=said.num_predict if (said.num_predict or 0) > 0 else None,
         stop=said.stop or [], logprobs=body.top_logprobs if body.logprobs else None,
-        n_keep=None if said.num_keep is None else max(said.num_keep, -1),
+        n_keep=None if said.num_keep is None else max(said.num_keep, -1), loras=scales(said.lora),
     )  # fmt: skip
 
 
