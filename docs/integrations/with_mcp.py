@@ -78,7 +78,24 @@ def check(servers: dict[str, Any]) -> None:
     assert result(tools["near__temperature"], city="Oslo") == "error: the MCP server near is closed"
 
 
-def result(tool: og.Tool, **arguments: str) -> str:
+def check_own_server(url: str) -> None:
+    """Use a model as a server of tools, over stdio and over HTTP."""
+    command = {"command": sys.executable, "args": ["-m", "offgrid_llama.integrations.mcp_server", MODEL]}
+    with MCPServers({"mcpServers": {"stdio": command, "http": {"url": url}}}) as connected:
+        tools = {tool.name: tool for tool in connected.tools}
+        assert sorted(tools) == ["http__ask", "http__choose", "stdio__ask", "stdio__choose"]
+        for name in ("stdio", "http"):
+            chosen = result(tools[f"{name}__choose"], question="Is snow white?", choices=["yes", "no"])
+            assert chosen in ("yes", "no")
+            assert result(tools[f"{name}__ask"], question="What is 2+2?", max_tokens=20)
+            shape = {"type": "object", "properties": {"age": {"enum": [24, 25]}}, "required": ["age"]}
+            read = json.loads(result(tools[f"{name}__ask"], question="Jason is 25.", schema=shape, max_tokens=60))
+            assert read["age"] in (24, 25)
+        assert result(tools["http__choose"], question="Yes?", choices=[]).startswith("error: ")
+        print("our own server:", chosen, read)
+
+
+def result(tool: og.Tool, **arguments: Any) -> str:
     """Return what a tool gives, or its error."""
     assert tool.function is not None
     try:
@@ -92,6 +109,13 @@ def main() -> None:
     port = free_port()
     near = {"command": sys.executable, "args": [THINGS]}
     far = {"url": f"http://127.0.0.1:{port}/mcp"}
+    own = [sys.executable, "-m", "offgrid_llama.integrations.mcp_server", MODEL, "--http", str(own_port := free_port())]
+    with subprocess.Popen(own) as server:
+        try:
+            wait_for(own_port)
+            check_own_server(f"http://127.0.0.1:{own_port}/mcp")
+        finally:
+            server.terminate()
     with subprocess.Popen([sys.executable, THINGS, str(port)]) as server, tempfile.TemporaryDirectory() as folder:
         try:
             wait_for(port)

@@ -110,7 +110,7 @@ class ModelOptions(Forgiving):
     mirostat_tau: Annotated[Finite, Field(ge=0)] | None = None
     mirostat_eta: Annotated[Finite, Field(ge=0, le=1)] | None = None
     stop: Annotated[list[Stop], Field(max_length=MAX_STOPS, fail_fast=True), BeforeValidator(_texts)] | None = None
-    lora: Adapters | None = Field(None, description="llama.cpp's: the model's adapters to use, by number; [] is none.")
+    lora: Adapters | None = None  # llama.cpp's: the model's adapters to use, by number; [] is none
     # Accepted without effect: the server's settings decide these when a model is loaded.
     num_ctx: Any = None
     num_batch: Any = None
