@@ -55,7 +55,7 @@ def server_of(engine: Engine, name: str = "offgrid-llama") -> Any:
     @server.tool()  # type: ignore[untyped-decorator]
     async def choose(
         question: _Question,
-        choices: Annotated[list[str], Field(min_length=1, description="The answers that there are.")],
+        choices: Annotated[list[str], Field(min_length=1, description="The possible answers.")],
         system: _System = "",
     ) -> str:
         """Ask the model, and return the one of the choices that it takes."""
