@@ -20,7 +20,7 @@ import offgrid_llama as og
 from helpers import minilm, rerankers
 from offgrid_llama.integrations.engines import shared_engine
 from offgrid_llama.integrations.langchain import ChatOffgridLlama, OffgridLlamaEmbeddings, OffgridLlamaReranker
-from offgrid_llama.integrations.langchain_messages import messages_of
+from offgrid_llama.integrations.langchain.messages import messages_of
 
 NAME = "smollm2-135m-instruct"
 ENDS = og.SamplingParams(frequency_penalty=0.5, repeat_last_n=512)

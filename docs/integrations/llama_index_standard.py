@@ -27,7 +27,7 @@ import offgrid_llama as og
 from helpers import minilm
 from offgrid_llama.integrations.engines import shared_engine
 from offgrid_llama.integrations.llama_index import OffgridLlamaEmbedding, OffgridLlamaLLM, OffgridLlamaRerank
-from offgrid_llama.integrations.llama_index_messages import messages_of
+from offgrid_llama.integrations.llama_index.messages import messages_of
 
 NAME = "smollm2-135m-instruct"
 HAS_BLOCKS = hasattr(types, "ToolCallBlock")

@@ -24,7 +24,7 @@ from pydantic import BaseModel, Field, ValidationError
 import offgrid_llama as og
 from helpers import minilm, rerankers
 from offgrid_llama.integrations.llama_index import OffgridLlamaEmbedding, OffgridLlamaLLM, OffgridLlamaRerank
-from offgrid_llama.integrations.llama_index_messages import calls_of
+from offgrid_llama.integrations.llama_index.messages import calls_of
 
 NAME = "smollm2-135m-instruct"
 PROMPT = PromptTemplate("Describe this person. {text}")

@@ -42,8 +42,8 @@ from offgrid_llama.integrations.pydantic_ai import (
     OffgridLlamaModel,
     OffgridLlamaModelSettings,
 )
-from offgrid_llama.integrations.pydantic_ai_messages import instructions_of, messages_of
-from offgrid_llama.integrations.pydantic_ai_options import options_of
+from offgrid_llama.integrations.pydantic_ai.messages import instructions_of, messages_of
+from offgrid_llama.integrations.pydantic_ai.options import options_of
 
 NAME = "smollm2-135m-instruct"
 GREEDY = OffgridLlamaModelSettings(temperature=0, max_tokens=200)

@@ -18,7 +18,7 @@ from typing import Any
 import offgrid_llama as og
 from offgrid_llama.errors import ToolError
 from offgrid_llama.integrations.mcp import MCPServers
-from offgrid_llama.integrations.mcp_sampling import SAMPLING
+from offgrid_llama.integrations.mcp.sampling import SAMPLING
 
 MODEL = "smollm2-135m-instruct"
 THINGS = str(Path(__file__).with_name("mcp_things.py"))
@@ -80,7 +80,7 @@ def check(servers: dict[str, Any]) -> None:
 
 def check_own_server(url: str) -> None:
     """Use a model as a server of tools, over stdio and over HTTP."""
-    command = {"command": sys.executable, "args": ["-m", "offgrid_llama.integrations.mcp_server", MODEL]}
+    command = {"command": sys.executable, "args": ["-m", "offgrid_llama.integrations.mcp.server", MODEL]}
     with MCPServers({"mcpServers": {"stdio": command, "http": {"url": url}}}) as connected:
         tools = {tool.name: tool for tool in connected.tools}
         assert sorted(tools) == ["http__ask", "http__choose", "stdio__ask", "stdio__choose"]
@@ -109,7 +109,7 @@ def main() -> None:
     port = free_port()
     near = {"command": sys.executable, "args": [THINGS]}
     far = {"url": f"http://127.0.0.1:{port}/mcp"}
-    own = [sys.executable, "-m", "offgrid_llama.integrations.mcp_server", MODEL, "--http", str(own_port := free_port())]
+    own = [sys.executable, "-m", "offgrid_llama.integrations.mcp.server", MODEL, "--http", str(own_port := free_port())]
     with subprocess.Popen(own) as server:
         try:
             wait_for(own_port)

@@ -1,1 +1,1 @@
-"""What fits an Engine into the frameworks of others, a file for each. Each needs its framework, which is an extra."""
+"""An Engine in the frameworks of others, a file or a folder for each. Each needs its framework, which is an extra."""

@@ -16,7 +16,7 @@ from pydantic import BaseModel, ValidationError
 
 from offgrid_llama.chat.response_format import parse_as
 
-from .llama_index_answers import json_so_far
+from .answers import json_so_far
 
 __all__ = ["HeldToSchema"]
 

@@ -22,11 +22,11 @@ from offgrid_llama.errors import (
     QueueFullError,
     UnknownModelError,
 )
+from offgrid_llama.integrations.asking import checked, engine_of, submitted
+from offgrid_llama.integrations.engines import shared_embedder
 from offgrid_llama.tasks.embedding import Embedder
 
-from .asking import checked, engine_of, submitted
-from .engines import shared_embedder
-from .litellm_answers import Answers
+from .answers import Answers
 
 __all__ = ["PROVIDER", "OffgridLlamaProvider", "register"]
 

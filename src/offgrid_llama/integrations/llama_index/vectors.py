@@ -14,12 +14,12 @@ from llama_index.core.postprocessor.types import BaseNodePostprocessor
 from llama_index.core.schema import MetadataMode, NodeWithScore, QueryBundle
 from pydantic import Field, model_validator
 
+from offgrid_llama.integrations.asking import name_of
+from offgrid_llama.integrations.engines import shared_embedder, shared_reranker
 from offgrid_llama.tasks.embedding import Embedder
 from offgrid_llama.tasks.reranking import Reranker
 
-from .asking import name_of
-from .engines import shared_embedder, shared_reranker
-from .llama_index_component import OfModel
+from .component import OfModel
 
 __all__ = ["OffgridLlamaEmbedding", "OffgridLlamaRerank"]
 

@@ -9,8 +9,7 @@ from llama_index.core.schema import BaseComponent
 from pydantic import ConfigDict, field_serializer, field_validator, model_validator
 
 from offgrid_llama.engine.engine import Engine
-
-from .asking import checked, name_of
+from offgrid_llama.integrations.asking import checked, name_of
 
 __all__ = ["OfModel"]
 

@@ -1,4 +1,4 @@
-"""Haystack on an Engine of this process: a chat generator, embedders, and a ranker.
+"""A chat generator of Haystack on an Engine of this process.
 
 All components with one model and the same options share an engine, so that their requests share its steps.
 """
@@ -28,17 +28,11 @@ from haystack.utils import deserialize_callable, serialize_callable
 from pydantic import BaseModel
 
 from offgrid_llama.engine.chat_completion import ChatCompletion, Delta
+from offgrid_llama.integrations.asking import checked, engine_of, name_of, submitted
 
-from .asking import checked, engine_of, name_of, submitted
-from .haystack_documents import OffgridLlamaDocumentEmbedder, OffgridLlamaRanker, OffgridLlamaTextEmbedder
-from .haystack_messages import answer_of, messages_of, metadata
+from .messages import answer_of, messages_of, metadata
 
-__all__ = [
-    "OffgridLlamaChatGenerator",
-    "OffgridLlamaDocumentEmbedder",
-    "OffgridLlamaRanker",
-    "OffgridLlamaTextEmbedder",
-]
+__all__ = ["OffgridLlamaChatGenerator"]
 
 # Annotations are not put off in this module: some versions of Haystack read those of ``run`` as they are.
 

@@ -1,6 +1,6 @@
 """An MCP server on an Engine: a model of this machine as tools of other programs.
 
-    python -m offgrid_llama.integrations.mcp_server MODEL [--http PORT]
+    python -m offgrid_llama.integrations.mcp.server MODEL [--http PORT]
 
 It serves over stdio, or at an address of this machine. All clients share one engine.
 """
@@ -74,7 +74,7 @@ async def _answer(engine: Engine, question: str, system: str, **options: Any) ->
 
 def main() -> None:
     """Serve a model until the client goes, or until Ctrl-C."""
-    parser = argparse.ArgumentParser(prog="python -m offgrid_llama.integrations.mcp_server", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m offgrid_llama.integrations.mcp.server", description=__doc__)
     parser.add_argument("model", help="the name or path of a model")
     parser.add_argument("--http", type=int, metavar="PORT", help="serve at http://127.0.0.1:PORT/mcp instead of stdio")
     arguments = parser.parse_args()

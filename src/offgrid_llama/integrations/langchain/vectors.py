@@ -10,11 +10,10 @@ from langchain_core.documents import BaseDocumentCompressor, Document
 from langchain_core.embeddings import Embeddings
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
+from offgrid_llama.integrations.asking import checked
+from offgrid_llama.integrations.engines import shared_embedder, shared_reranker
 from offgrid_llama.tasks.embedding import Embedder
 from offgrid_llama.tasks.reranking import Reranker
-
-from .asking import checked
-from .engines import shared_embedder, shared_reranker
 
 __all__ = ["OffgridLlamaEmbeddings", "OffgridLlamaReranker"]
 

@@ -7,11 +7,10 @@ from typing import Any
 
 from haystack import Document, component, default_to_dict
 
+from offgrid_llama.integrations.asking import checked, name_of
+from offgrid_llama.integrations.engines import shared_embedder, shared_reranker
 from offgrid_llama.tasks.embedding import Embedder
 from offgrid_llama.tasks.reranking import Reranker
-
-from .asking import checked, name_of
-from .engines import shared_embedder, shared_reranker
 
 __all__ = ["OffgridLlamaDocumentEmbedder", "OffgridLlamaRanker", "OffgridLlamaTextEmbedder"]
 

@@ -1,4 +1,4 @@
-"""LlamaIndex on an engine of this process: a model, embeddings, and a reranker. It needs llama-index-core alone.
+"""A model of LlamaIndex on an engine of this process. It needs llama-index-core alone.
 
 All objects with one model and the same options share an engine, so that their requests share its steps.
 """
@@ -24,16 +24,15 @@ from pydantic import Field
 
 from offgrid_llama.chat.tools.tool import ToolCall
 from offgrid_llama.engine.chat_options import ChatArguments
+from offgrid_llama.integrations.asking import choice_of, engine_of, name_of, submitted, submitted_prompt
 from offgrid_llama.tasks.request_options import RequestArguments
 
-from .asking import choice_of, engine_of, name_of, submitted, submitted_prompt
-from .llama_index_answers import AnswerReader, CompletionReader, TextReader, json_so_far
-from .llama_index_component import OfModel
-from .llama_index_messages import calls_of, messages_of
-from .llama_index_structured import HeldToSchema
-from .llama_index_vectors import OffgridLlamaEmbedding, OffgridLlamaRerank
+from .answers import AnswerReader, CompletionReader, TextReader, json_so_far
+from .component import OfModel
+from .messages import calls_of, messages_of
+from .structured import HeldToSchema
 
-__all__ = ["OffgridLlamaEmbedding", "OffgridLlamaLLM", "OffgridLlamaRerank"]
+__all__ = ["OffgridLlamaLLM"]
 
 _SAMPLING = ("temperature", "top_p", "top_k", "min_p", "seed", "max_tokens", "stop")
 _OF_LLAMA_INDEX = {"allow_parallel_tool_calls", "strict", "tool_required", "verbose"}

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from offgrid_llama.chat.tools.tool import Tool
 from offgrid_llama.errors import ToolError
 
-from .mcp_sampling import Sampling
+from .sampling import Sampling
 
 if TYPE_CHECKING:
     from typing_extensions import Self

@@ -1,4 +1,4 @@
-"""Pydantic AI on an Engine of this process: a model for its agents, and one for its embedder.
+"""A model of Pydantic AI on an Engine of this process.
 
 It needs pydantic-ai-slim alone, and works with the versions 1 and 2.
 
@@ -22,18 +22,17 @@ from pydantic_ai.usage import RequestUsage
 
 from offgrid_llama.engine.engine import Engine
 from offgrid_llama.finish_reason import FinishReason
+from offgrid_llama.integrations.asking import checked, name_of, prompt_length, submitted
 
-from .asking import checked, name_of, prompt_length, submitted
-from .pydantic_ai_errors import engine_errors
-from .pydantic_ai_messages import FINISH_REASONS, SYSTEM, details_of, instructions_of, messages_of, parts_of, usage_of
-from .pydantic_ai_options import OffgridLlamaModelSettings, options_of
-from .pydantic_ai_profile import profile_of
-from .pydantic_ai_vectors import OffgridLlamaEmbeddingModel
+from .errors import engine_errors
+from .messages import FINISH_REASONS, SYSTEM, details_of, instructions_of, messages_of, parts_of, usage_of
+from .options import options_of
+from .profile import profile_of
 
 if TYPE_CHECKING:
     from offgrid_llama.engine.chat_completion import ChatCompletion, Delta
 
-__all__ = ["OffgridLlamaEmbeddingModel", "OffgridLlamaModel", "OffgridLlamaModelSettings"]
+__all__ = ["OffgridLlamaModel"]
 
 
 @dataclass(init=False)

@@ -1,4 +1,4 @@
-"""LangChain on an Engine of this process: a chat model, embeddings, and a reranker. It needs langchain-core alone.
+"""A chat model of LangChain on an Engine of this process. It needs langchain-core alone.
 
 All objects with one model and the same options share an engine, so that their requests share its steps.
 """
@@ -19,16 +19,16 @@ from langchain_core.utils.function_calling import convert_to_openai_tool
 from langchain_core.utils.pydantic import is_basemodel_subclass
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from .asking import checked, choice_of, engine_of, name_of, prompt_length, submitted
-from .langchain_messages import PROVIDER, answer_of, chunk_of, messages_of
-from .langchain_vectors import OffgridLlamaEmbeddings, OffgridLlamaReranker
+from offgrid_llama.integrations.asking import checked, choice_of, engine_of, name_of, prompt_length, submitted
+
+from .messages import PROVIDER, answer_of, chunk_of, messages_of
 
 if TYPE_CHECKING:
     from langchain_core.messages import BaseMessage
 
     from offgrid_llama.engine.chat_completion import ChatCompletion, Delta
 
-__all__ = ["ChatOffgridLlama", "OffgridLlamaEmbeddings", "OffgridLlamaReranker"]
+__all__ = ["ChatOffgridLlama"]
 
 _OF_SERVICES = {"api_key", "base_url", "max_retries", "timeout"}
 """Arguments that LangChain's chat models have in common and that say nothing to an engine of this process."""

@@ -11,12 +11,12 @@ from pydantic_ai.embeddings import EmbeddingModel, EmbeddingResult
 from pydantic_ai.exceptions import UserError
 from pydantic_ai.usage import RequestUsage
 
+from offgrid_llama.integrations.asking import checked, name_of
+from offgrid_llama.integrations.engines import shared_embedder
 from offgrid_llama.tasks.embedding import Embedder, normalized
 
-from .asking import checked, name_of
-from .engines import shared_embedder
-from .pydantic_ai_errors import engine_errors
-from .pydantic_ai_messages import SYSTEM
+from .errors import engine_errors
+from .messages import SYSTEM
 
 __all__ = ["OffgridLlamaEmbeddingModel"]
 
