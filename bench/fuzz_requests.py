@@ -20,6 +20,8 @@ WEIGHTS = {"/v1/chat/completions": 6, "/v1/completions": 3, "/apply-template": 2
 N_BENT = 6
 """Bent requests for each that fits the schema."""
 LARGE_BYTES = 8 * 2**20
+MAX_BYTES = 64 * 2**20
+"""Bodies of more bytes are not made: a large part in each place of a large list takes all the memory of the client."""
 
 sys.setrecursionlimit(50_000)  # JSON is written by recursion, and some values are deep
 
@@ -112,9 +114,23 @@ def _bent(base: Asked, chance: random.Random) -> Asked:
     body: Any = json.loads(_written(base.body))
     for _ in range(chance.choice((1, 1, 2, 4))):
         body = chance.choice(_VALUES)(body, chance)
+        if _size(body, {}) > MAX_BYTES:
+            return base
     if chance.random() < 0.1:
         return replace(base, body=chance.choice(_BYTES)(_written(body), chance))
     return replace(base, body=body)
+
+
+def _size(value: Any, known: dict[int, int]) -> int:
+    """Return about how many bytes a value takes as JSON; a part that it has many times is looked at once."""
+    if not isinstance(value, (dict, list)):
+        return len(value) + 2 if isinstance(value, str) else 8
+    if id(value) not in known:
+        names = sum(len(name) + 4 for name in value) if isinstance(value, dict) else len(value)
+        known[id(value)] = names + sum(
+            _size(each, known) for each in (value.values() if isinstance(value, dict) else value)
+        )
+    return known[id(value)]
 
 
 def _places(value: Any) -> list[tuple[Any, Any]]:
