@@ -12,10 +12,15 @@ from offgrid_llama.engine.chat_options import ChatOptions
 from offgrid_llama.engine.completion import Completion
 from offgrid_llama.engine.engine import Engine
 from offgrid_llama.sampling.sampling_params import SamplingParams
+from offgrid_llama.tasks.embedding import Embedder
+from offgrid_llama.tasks.reranking import Reranker
 
-from .engines import shared_engine
+from .engines import shared_embedder, shared_engine, shared_reranker
 
-__all__ = ["checked", "choice_of", "engine_of", "name_of", "prompt_length", "submitted", "submitted_prompt"]
+__all__ = [
+    "checked", "choice_of", "embedder_of", "engine_of", "name_of", "prompt_length", "reranker_of", "submitted",
+    "submitted_prompt",
+]  # fmt: skip
 
 _SAMPLING = {each.name for each in fields(SamplingParams)} - {
     "temperature",
@@ -45,6 +50,16 @@ def name_of(model: Any) -> str:
 def engine_of(model: Any, engine_options: Mapping[str, Any]) -> Engine:
     """Return a model's Engine: itself, or the one shared by all models with this name and these options."""
     return model if isinstance(model, Engine) else shared_engine(model, **engine_options)
+
+
+def embedder_of(model: Any, options: Mapping[str, Any]) -> Embedder:
+    """Return a model's Embedder, as ``engine_of`` does."""
+    return model if isinstance(model, Embedder) else shared_embedder(model, **options)
+
+
+def reranker_of(model: Any, options: Mapping[str, Any]) -> Reranker:
+    """Return a model's Reranker, as ``engine_of`` does."""
+    return model if isinstance(model, Reranker) else shared_reranker(model, **options)
 
 
 def submitted(

@@ -10,8 +10,7 @@ import litellm
 
 from offgrid_llama.tasks.embedding import Embedder
 
-from .asking import checked, engine_of, name_of
-from .engines import shared_embedder
+from .asking import checked, embedder_of, engine_of, name_of
 from .litellm import PROVIDER, register
 
 if TYPE_CHECKING:
@@ -76,7 +75,7 @@ def embedder(
     found = checked(model, Embedder)
 
     def vectors(texts: Sequence[str]) -> npt.NDArray[np.float32]:
-        used = found if isinstance(found, Embedder) else shared_embedder(found, **(embedder_options or {}))
+        used = embedder_of(found, embedder_options or {})
         return used.embed([prefix + text for text in texts], truncate=truncate)
 
     return dspy.Embedder(vectors, **options)

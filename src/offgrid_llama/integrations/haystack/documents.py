@@ -7,8 +7,7 @@ from typing import Any
 
 from haystack import Document, component, default_to_dict
 
-from offgrid_llama.integrations.asking import checked, name_of
-from offgrid_llama.integrations.engines import shared_embedder, shared_reranker
+from offgrid_llama.integrations.asking import checked, embedder_of, name_of, reranker_of
 from offgrid_llama.tasks.embedding import Embedder
 from offgrid_llama.tasks.reranking import Reranker
 
@@ -50,9 +49,7 @@ class _Embedding:
         return _written(self)
 
     def _embedder(self) -> Embedder:
-        if isinstance(self.model, Embedder):
-            return self.model
-        return shared_embedder(self.model, **self.embedder_options)
+        return embedder_of(self.model, self.embedder_options)
 
     def _vectors(self, texts: Sequence[str]) -> list[list[float]]:
         given = [self.prefix + text + self.suffix for text in texts]
@@ -192,9 +189,7 @@ class OffgridLlamaRanker(_OfDocuments):
         return _written(self)
 
     def _reranker(self) -> Reranker:
-        if isinstance(self.model, Reranker):
-            return self.model
-        return shared_reranker(self.model, **self.reranker_options)
+        return reranker_of(self.model, self.reranker_options)
 
     @component.output_types(documents=list[Document])  # type: ignore[untyped-decorator]
     def run(

@@ -10,8 +10,7 @@ from langchain_core.documents import BaseDocumentCompressor, Document
 from langchain_core.embeddings import Embeddings
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from offgrid_llama.integrations.asking import checked
-from offgrid_llama.integrations.engines import shared_embedder, shared_reranker
+from offgrid_llama.integrations.asking import checked, embedder_of, reranker_of
 from offgrid_llama.tasks.embedding import Embedder
 from offgrid_llama.tasks.reranking import Reranker
 
@@ -60,9 +59,7 @@ class OffgridLlamaEmbeddings(BaseModel, Embeddings):  # type: ignore[misc]  # La
         return await asyncio.to_thread(self.embed_query, text)
 
     def _vectors(self, texts: list[str]) -> list[list[float]]:
-        embedder = self.model
-        if not isinstance(embedder, Embedder):
-            embedder = shared_embedder(embedder, **self.embedder_options)
+        embedder = embedder_of(self.model, self.embedder_options)
         found: list[list[float]] = embedder.embed(texts, truncate=self.truncate).tolist()
         return found
 
@@ -98,9 +95,7 @@ class OffgridLlamaReranker(BaseDocumentCompressor):  # type: ignore[misc]
         del callbacks
         if not documents:
             return []
-        reranker = self.model
-        if not isinstance(reranker, Reranker):
-            reranker = shared_reranker(reranker, **self.reranker_options)
+        reranker = reranker_of(self.model, self.reranker_options)
         texts = [document.page_content for document in documents]
         kept = []
         for place, score in reranker.rank(query, texts, top_n=self.top_n, truncate=self.truncate):

@@ -22,8 +22,7 @@ from offgrid_llama.errors import (
     QueueFullError,
     UnknownModelError,
 )
-from offgrid_llama.integrations.asking import checked, engine_of, submitted
-from offgrid_llama.integrations.engines import shared_embedder
+from offgrid_llama.integrations.asking import checked, embedder_of, engine_of, submitted
 from offgrid_llama.tasks.embedding import Embedder
 
 from .answers import Answers
@@ -117,9 +116,7 @@ class OffgridLlamaProvider(litellm.CustomLLM):  # type: ignore[misc]  # LiteLLM 
         one = isinstance(input, str) or (len(input) > 0 and isinstance(input[0], int))
         texts: Sequence[Any] = [input] if one else input
         with _told_as_theirs(model):
-            embedder = self._named(model, Embedder)
-            if not isinstance(embedder, Embedder):
-                embedder = shared_embedder(embedder, **self.embedder_options)
+            embedder = embedder_of(self._named(model, Embedder), self.embedder_options)
             tokens = [embedder.model.vocab.tokenize(text) if isinstance(text, str) else text for text in texts]
             vectors = embedder.embed(tokens).tolist() if tokens else []
         n_tokens = sum(map(len, tokens))

@@ -14,8 +14,7 @@ from llama_index.core.postprocessor.types import BaseNodePostprocessor
 from llama_index.core.schema import MetadataMode, NodeWithScore, QueryBundle
 from pydantic import Field, model_validator
 
-from offgrid_llama.integrations.asking import name_of
-from offgrid_llama.integrations.engines import shared_embedder, shared_reranker
+from offgrid_llama.integrations.asking import embedder_of, name_of, reranker_of
 from offgrid_llama.tasks.embedding import Embedder
 from offgrid_llama.tasks.reranking import Reranker
 
@@ -78,9 +77,7 @@ class OffgridLlamaEmbedding(OfModel, BaseEmbedding):  # type: ignore[misc]  # Ll
         return await asyncio.to_thread(self._get_text_embeddings, texts)
 
     def _vectors(self, texts: list[str]) -> list[list[float]]:
-        embedder = self.model
-        if not isinstance(embedder, Embedder):
-            embedder = shared_embedder(embedder, n_text=_N_CHUNK, **self.embedder_options)
+        embedder = embedder_of(self.model, {"n_text": _N_CHUNK, **self.embedder_options})
         found: list[list[float]] = embedder.embed(texts, truncate=self.truncate).tolist()
         return found
 
@@ -123,9 +120,7 @@ class OffgridLlamaRerank(OfModel, BaseNodePostprocessor):  # type: ignore[misc]
         return kept
 
     def _ranked(self, query: str, nodes: Sequence[NodeWithScore], top_n: int) -> list[NodeWithScore]:
-        reranker = self.model
-        if not isinstance(reranker, Reranker):
-            reranker = shared_reranker(reranker, n_text=_N_CHUNK, **self.reranker_options)
+        reranker = reranker_of(self.model, {"n_text": _N_CHUNK, **self.reranker_options})
         texts = [each.node.get_content(metadata_mode=MetadataMode.EMBED) for each in nodes]
         found = reranker.rank(query, texts, top_n=top_n, truncate=self.truncate)
         return [NodeWithScore(node=nodes[place].node, score=score) for place, score in found]

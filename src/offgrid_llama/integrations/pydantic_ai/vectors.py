@@ -11,8 +11,7 @@ from pydantic_ai.embeddings import EmbeddingModel, EmbeddingResult
 from pydantic_ai.exceptions import UserError
 from pydantic_ai.usage import RequestUsage
 
-from offgrid_llama.integrations.asking import checked, name_of
-from offgrid_llama.integrations.engines import shared_embedder
+from offgrid_llama.integrations.asking import checked, embedder_of, name_of
 from offgrid_llama.tasks.embedding import Embedder, normalized
 
 from .errors import engine_errors
@@ -73,7 +72,7 @@ class OffgridLlamaEmbeddingModel(EmbeddingModel):  # type: ignore[misc]  # Pydan
 
     def _embedder(self) -> Embedder:
         """Return the Embedder; the first call loads its model."""
-        return self.model if isinstance(self.model, Embedder) else shared_embedder(self.model, **self.embedder_options)
+        return embedder_of(self.model, self.embedder_options)
 
     async def embed(self, inputs: str | Sequence[str], *, input_type: str, settings: Any = None) -> EmbeddingResult:
         """Return the vectors of texts, in a thread.
