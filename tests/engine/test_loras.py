@@ -114,6 +114,23 @@ def test_a_late_one_in_pieces_and_shifts(letters: og.Model, late_files: dict[str
         assert engine.generate(prompt, max_tokens=12, sampling=SURE, loras=["y"]).tokens == said
 
 
+def test_a_late_one_goes_on(letters: og.Model, late_files: dict[str, Path]) -> None:
+    """A text keeps it when its beginning is forgotten; another one whose beginning is computed joins it at once."""
+    prompt = [11 + n % 20 for n in range(230)]
+    prompt[200:202] = MARKS
+    with driven(letters, 2, adapters=late_files, steps_in_a_call=1) as engine:
+        first = engine.submit(prompt, max_tokens=200, sampling=SURE, loras=["y"], n_keep=4)
+        while not first.tokens:
+            turns(engine, 1)
+        other = engine.submit(prompt, max_tokens=3, sampling=SURE, loras=["y"])
+        while loop_of(engine).has_work:
+            turns(engine, 1)
+            assert [lora.path for lora in runner_of(engine).context.adapters.loras] == [late_files["y"]]
+            assert not first.done or other.done
+        assert len(first.tokens) == 200
+        assert other.tokens == first.tokens[:3]
+
+
 @pytest.fixture(scope="module")
 def named(letters: og.Model, files: dict[str, Path]) -> Iterator[og.Engine]:
     """An engine with all four."""
