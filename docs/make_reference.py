@@ -1,4 +1,4 @@
-"""Write docs/reference.md: every function of llama.h, and where in offgrid_llama it lives. A test holds it.
+"""Write docs/reference.md: every function of llama.h and mtmd.h, and where in offgrid_llama it lives. A test holds it.
 
     python docs/make_reference.py
 
@@ -34,6 +34,9 @@ BY_HAND = {  # called through getattr or in a private function, or named by seve
     r"llama_state_seq_get_(size|data)_ext": "Context.snapshot",
     r"llama_state_seq_set_data_ext": "Context.restore",
     r"llama_supports_(mlock|rpc)": "backend.supports",
+    r"mtmd_(helper_init_opt_default|helper_bitmap_init_from_buf|bitmap_(get_(nx|ny|data|n_bytes)|free))": "Image.pixels",
+    r"mtmd_free": "Projector.close",
+    r"mtmd_input_chunk_free": "MediaChunk.close",
 }
 RAW = {
     r"llama_opt_\w+": "training; not covered yet",
@@ -62,14 +65,24 @@ RAW = {
     r"llama_(set_abort_callback|get_model|n_rs_seq)": "set or known when the context is made",
     r"llama_(flash_attn_type|load_mode)_(name|from_str)": "the enums of params have names",
     r"llama_supports_gpu_offload": "says yes for RPC without a device: devices()",
+    r"mtmd_tokenize|mtmd_(default|get)_marker": "marks in a text are what strangers can write: Projector.tokenize takes parts",
+    r"mtmd_bitmap_(init_lazy|set_mergeable)": "for video; not covered yet",
+    r"mtmd_bitmap_(get_id|is_audio)": "Image and Audio know it",
+    r"mtmd_bitmap_init_from_audio": "every sound is a file, which mtmd_helper_bitmap_init_from_buf resamples",
+    r"mtmd_input_chunk_(save|load|get_placeholder)": "chunks without data: Projector.tokenize(decode=False)",
+    r"mtmd_image_tokens_\w+": "MediaChunk asks mtmd_input_chunk_* and mtmd_helper_image_get_decoder_pos",
+    r"mtmd_batch_\w+": "several pictures in one encoding; not covered yet",
+    r"mtmd_gen_\w+": "speech; not covered yet",
+    r"mtmd_get_cap_from_file": "the header tells it without libmtmd: Projector.types",
+    r"mtmd_(helper_)?log_set": 'the log goes to logging.getLogger("offgrid_llama.llama_cpp")',
 }
 
 
 def declared() -> list[str]:
-    """Return the functions of llama.h that are bound, in its order."""
-    cdef = (PACKAGE / "_capi" / "llama.cdef.h").read_text(encoding="utf-8")
+    """Return the functions of llama.h and mtmd.h that are bound, in their order."""
+    cdef = "".join((PACKAGE / "_capi" / f"{name}.cdef.h").read_text(encoding="utf-8") for name in ("llama", "mtmd"))
     cdef = re.sub(r"//[^\n]*", "", cdef)
-    found = re.findall(r"^(?!typedef)[\w \*]*?\b(llama_\w+)\s*\(", cdef, flags=re.MULTILINE)
+    found = re.findall(r"^(?!typedef)[\w \*]*?\b((?:llama|mtmd)_\w+)\s*\(", cdef, flags=re.MULTILINE)
     return list(dict.fromkeys(found))
 
 
@@ -96,14 +109,14 @@ def public(path: Path) -> Iterator[tuple[str, ast.AST]]:
 
 
 def homes() -> dict[str, list[str]]:
-    """Return, for each function of llama.h that has any, the public names where it lives."""
+    """Return, for each function that has any, the public names where it lives."""
     named, called = defaultdict(list), defaultdict(list)
     for path in sorted(PACKAGE.rglob("*.py")):
         for name, node in public(path):
             text = ast.get_docstring(node) or ""  # type: ignore[arg-type]
-            for function in re.findall(r"``(llama_\w+)``", text):
+            for function in re.findall(r"``((?:llama|mtmd)_\w+)``", text):
                 named[function].append(name)
-            for function in re.findall(r"\blib\.(llama_\w+)", ast.unparse(node)):
+            for function in re.findall(r"\blib\.((?:llama|mtmd)_\w+)", ast.unparse(node)):
                 called[function].append(name)
     found = {}
     for function in declared():
@@ -131,7 +144,7 @@ def page() -> str:
         sys.exit(f"neither used nor excused: {', '.join(lost)}")
     return "\n".join(
         [
-            "# llama.h, function by function",
+            "# llama.h and mtmd.h, function by function",
             "",
             "Made by `python docs/make_reference.py` from the docstrings and the code. Names are of `offgrid_llama`; what",
             "is raw only can be called as `offgrid_llama._capi.lib.NAME`, where nothing checks its arguments.",

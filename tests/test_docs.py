@@ -7,7 +7,12 @@ import re
 from pathlib import Path
 from typing import Any
 
+import PIL.Image
 import pytest
+import soundfile
+
+import offgrid_llama as og
+from helpers.projectors import picture, tone, write_meaning
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = [page for page in sorted((ROOT / "docs").rglob("*.md")) if "node_modules" not in page.parts]
@@ -36,12 +41,21 @@ def test_code_runs(
 ) -> None:
     """Each block of Python in the pages runs by itself, in an empty folder; what asks a server asks one that runs."""
     monkeypatch.chdir(tmp_path)
+    if "mmproj.gguf" in code:
+        _write_media(tmp_path, request.getfixturevalue("smollm2"))
     if SERVER in code:
         code = code.replace(SERVER, request.getfixturevalue("served"))
     names: dict[str, Any] = {"__name__": "__main__"}
     exec(compile(code, f"{page.name}", "exec", dont_inherit=True), names)
     if "client" in names:  # an example leaves it open; its socket would be an error of whichever test runs later
         names["client"].close()
+
+
+def _write_media(folder: Path, model: og.Model) -> None:
+    """Write the files that the page on pictures and sound names: a projector, a picture and a sound."""
+    write_meaning(folder / "mmproj.gguf", model)
+    PIL.Image.fromarray(picture(" dog", 48, 48)).save(folder / "dog.png")
+    soundfile.write(folder / "bark.wav", tone(" dog", 3), 16000)
 
 
 def test_a_screenful_prints_real_text(capsys: pytest.CaptureFixture[str]) -> None:

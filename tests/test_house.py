@@ -15,15 +15,16 @@ PACKAGE = ROOT / "src" / "offgrid_llama"
 
 # From the ground up: a folder may import from those before it, never from those after it.
 ORDER = [
-    "errors", "finish_reason", "start", "text", "_capi", "native", "store", "files", "model", "context", "sampling", "tasks",
-    "chat", "engine", "integrations", "worker", "server", "cli", "compat",
+    "errors", "finish_reason", "start", "text", "_capi", "native", "store", "files", "model", "context", "media", "sampling",
+    "tasks", "chat", "engine", "integrations", "worker", "server", "cli", "compat",
 ]  # fmt: skip
 STANDARD_LIBRARY_ONLY = [
     "errors.py", "finish_reason.py", "start.py", "text", "engine/planning", "files/atomic.py",
-    "files/claims.py", "files/gguf_encoding.py", "sampling/grammar/gbnf.py", "sampling/grammar/gbnf_as_lark.py",
+    "files/claims.py", "files/gguf_encoding.py", "media/audio_header.py", "media/image_header.py",
+    "sampling/grammar/gbnf.py", "sampling/grammar/gbnf_as_lark.py",
     "sampling/grammar/gbnf_outline.py", "sampling/grammar/schema_references.py", "sampling/grammar/text_formats.py",
 ]  # fmt: skip
-MAY_IMPORT_CAPI = {"native", "files", "model", "context", "sampling"}
+MAY_IMPORT_CAPI = {"native", "files", "model", "context", "media", "sampling"}
 RAW_LAYER = {
     "compat/llama_cpp/ctypes_of_cdef.py",
     "compat/llama_cpp/library.py",

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from .chat.tools.tool import Tool, ToolCall
     from .context.batch import Batch
     from .context.context import Context
+    from .context.embedding_batch import EmbeddingBatch
     from .context.logits import Logits
     from .context.memory import Memory
     from .context.perf import ContextPerf, SamplerPerf
@@ -46,6 +47,10 @@ if TYPE_CHECKING:
     from .files.imatrix import load_imatrix
     from .files.quantize import Quantized, quantize
     from .finish_reason import FinishReason
+    from .media.audio import Audio
+    from .media.chunk import MediaChunk
+    from .media.image import Image
+    from .media.projector import Projector
     from .model.adapter import ControlVector, LoRA
     from .model.memory_plan import MemoryPlan, memory_plan
     from .model.model import Model
@@ -81,15 +86,86 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
-    "GGUF", "Answer", "AttentionType", "Batch", "CallDelta", "Chat", "ChatArguments", "ChatCompletion", "ChatOptions",
-    "ChatTemplate", "Completion", "Context", "ContextPerf", "ControlVector", "Delta", "Device", "Embedder", "Engine",
-    "EngineStats", "FastSampler", "FinishReason", "FlashAttention", "Generation", "GenerationArguments", "Grammar",
-    "LazyMode", "LoRA", "LoadMode", "Logits", "LogitsProcessor", "Memory", "MemoryPlan", "Model", "Piece", "PoolingType",
-    "Quantized", "Ranked", "RequestArguments", "RequestOptions", "Reranker", "RopeScaling", "RopeType", "Sampler",
-    "SamplerChain", "SamplerPerf", "SamplingParams", "Score", "ScoreArguments", "Snapshot", "SplitMode", "State",
-    "StepView", "TextStream", "ThreadPool", "Timings", "TokenAttr", "TokenLogprobs", "Tool", "ToolCall", "TurnArguments",
-    "Usage", "Vocab", "VocabType", "build_info", "devices", "fim_prompt", "generate", "infill", "load_imatrix",
-    "memory_plan", "numa_init", "quantize", "rpc", "samplers", "store",
+    "GGUF",
+    "Answer",
+    "AttentionType",
+    "Audio",
+    "Batch",
+    "CallDelta",
+    "Chat",
+    "ChatArguments",
+    "ChatCompletion",
+    "ChatOptions",
+    "ChatTemplate",
+    "Completion",
+    "Context",
+    "ContextPerf",
+    "ControlVector",
+    "Delta",
+    "Device",
+    "Embedder",
+    "EmbeddingBatch",
+    "Engine",
+    "EngineStats",
+    "FastSampler",
+    "FinishReason",
+    "FlashAttention",
+    "Generation",
+    "GenerationArguments",
+    "Grammar",
+    "Image",
+    "LazyMode",
+    "LoRA",
+    "LoadMode",
+    "Logits",
+    "LogitsProcessor",
+    "MediaChunk",
+    "Memory",
+    "MemoryPlan",
+    "Model",
+    "Piece",
+    "PoolingType",
+    "Projector",
+    "Quantized",
+    "Ranked",
+    "RequestArguments",
+    "RequestOptions",
+    "Reranker",
+    "RopeScaling",
+    "RopeType",
+    "Sampler",
+    "SamplerChain",
+    "SamplerPerf",
+    "SamplingParams",
+    "Score",
+    "ScoreArguments",
+    "Snapshot",
+    "SplitMode",
+    "State",
+    "StepView",
+    "TextStream",
+    "ThreadPool",
+    "Timings",
+    "TokenAttr",
+    "TokenLogprobs",
+    "Tool",
+    "ToolCall",
+    "TurnArguments",
+    "Usage",
+    "Vocab",
+    "VocabType",
+    "build_info",
+    "devices",
+    "fim_prompt",
+    "generate",
+    "infill",
+    "load_imatrix",
+    "memory_plan",
+    "numa_init",
+    "quantize",
+    "rpc",
+    "samplers",
+    "store",
 ]  # fmt: skip
 __all__ += _errors  # noqa: PLE0605
 
@@ -99,13 +175,15 @@ __all__ += _errors  # noqa: PLE0605
 _HOMES = {
     name: module
     for module, names in {
-        "context.batch": "Batch", "context.context": "Context", "context.logits": "Logits", "context.memory": "Memory",
+        "context.batch": "Batch", "context.context": "Context", "context.embedding_batch": "EmbeddingBatch",
+        "context.logits": "Logits", "context.memory": "Memory",
         "context.perf": "ContextPerf SamplerPerf", "context.state": "Snapshot State",
         "chat.template.template": "ChatTemplate", "chat.tools.deltas": "CallDelta", "chat.tools.tool": "Tool ToolCall",
         "engine": "Answer Chat ChatArguments ChatCompletion ChatOptions Completion Delta Engine EngineStats Piece Score "
         "ScoreArguments StepView Timings TokenLogprobs TurnArguments Usage",
         "finish_reason": "FinishReason",
         "files.gguf": "GGUF", "files.imatrix": "load_imatrix", "files.quantize": "Quantized quantize",
+        "media.audio": "Audio", "media.chunk": "MediaChunk", "media.image": "Image", "media.projector": "Projector",
         "model.adapter": "ControlVector LoRA", "model.memory_plan": "MemoryPlan memory_plan", "model.model": "Model",
         "native.enums": "AttentionType FlashAttention LazyMode LoadMode PoolingType RopeScaling RopeType SplitMode "
         "TokenAttr VocabType",

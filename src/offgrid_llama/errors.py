@@ -12,6 +12,7 @@ is one of these, and ``except OffgridLlamaError`` catches them all::
     ├── ModelLoadError           llama_model_load_from_file returned NULL
     │   └── LoadCancelled        the progress callback returned False
     ├── ModelSaveError           a model could not be saved or quantized
+    ├── MediaError               a picture or a sound cannot be read, or the model does not take it
     ├── AdapterError             a file is no LoRA or control vector, or is for another model
     ├── ContextError             llama_init_from_model returned NULL, or there is too little memory
     ├── TokenizeError            llama_tokenize failed
@@ -56,6 +57,7 @@ __all__ = [
     "GrammarError",
     "InvalidBatch",
     "LoadCancelled",
+    "MediaError",
     "ModelLoadError",
     "ModelSaveError",
     "NativeError",
@@ -141,6 +143,10 @@ class LoadCancelled(ModelLoadError):
 
 class ModelSaveError(OffgridLlamaError):
     """The model could not be saved or quantized. A file of the target's name stays as it was."""
+
+
+class MediaError(OffgridLlamaError):
+    """A picture or a sound is damaged, too large or of an unknown format, or the model's projector does not take it."""
 
 
 class AdapterError(OffgridLlamaError):

@@ -1,6 +1,7 @@
-"""llama.cdef.h against the pinned headers, three ways.
+"""llama.cdef.h and mtmd.cdef.h against the pinned headers, three ways.
 
-1. As text: no function, enum, struct or constant of llama.h is missing, and what is declared reads as in the header.
+1. As text: no function, enum, struct or constant of llama.h and mtmd.h is missing, and what is declared reads as in the
+   header.
 2. By the compiler: one small C++ program gives every size, offset and value, and says for every function, field and
    typedef whether the cdef's type is the header's. cffi alone would let int32_t pass for uint32_t.
 3. By cffi: it verifies a struct when it is first used and a #define when it is first looked up. Of an enum it takes the
@@ -22,6 +23,10 @@ from helpers.headers import CAPI, GGML_HEADERS, INCLUDE, VENDOR, needs_compiler,
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from types import ModuleType
+
+
+WHOLE = {"llama.h": "LLAMA_API", "mtmd.h": "MTMD_API"}
+"""The headers that are bound whole, and how each marks its functions."""
 
 
 # Reading declarations ------------------------------------------------------------------------------------------------
@@ -68,7 +73,7 @@ def parse(text: str) -> Declarations:
     for name, value in re.findall(r'^[ \t]*#[ \t]*define[ \t]+(\w+)[ \t]+"(.*)"[ \t]*$', text, re.MULTILINE):
         found.strings[name] = value
     text = re.sub(r"#ifdef __CUDACC__.*?#else", "", text, flags=re.DOTALL)  # a template with a body, no declaration
-    text = re.sub(r'#ifdef +__cplusplus\s+(extern "C" \{|\})\s+#endif', "", text)
+    text = re.sub(r"^#ifdef +__cplusplus\n(?:(?!#)[^\n]*\n|#include[^\n]*\n)*#endif", "", text, flags=re.MULTILINE)
     text = re.sub(r"^[ \t]*#(\\\n|[^\n])*", "", text, flags=re.MULTILINE)
     for statement in split(text, ";"):
         _parse_statement(tidy(statement), found)
@@ -88,7 +93,7 @@ def _parse_statement(statement: str, found: Declarations) -> None:
     elif variable := re.fullmatch(r"static const char\*const (\w+)", statement):
         found.strings[variable[1]] = ""  # how the cdef writes a #define of a string
     elif "(" in statement:
-        prototype = re.sub(r"\bLLAMA_API\b", "", statement)
+        prototype = re.sub(r"\b(LLAMA|MTMD)_API\b", "", statement)
         bare = re.sub(r'\bDEPRECATED\((.*),"[^"]*"\)', r"\1", prototype)
         if match := re.search(r"(\w+)\(", bare):
             found.functions[match[1]] = bare.strip()
@@ -114,18 +119,19 @@ def read_header(name: str) -> str:
 
 @cache
 def cdef() -> Declarations:
-    return parse((CAPI / "llama.cdef.h").read_text(encoding="utf-8"))
+    return parse("\n".join((CAPI / f"{name}.cdef.h").read_text(encoding="utf-8") for name in ("llama", "mtmd")))
 
 
 @cache
-def llama_h() -> Declarations:
-    return parse(read_header("llama.h"))
+def whole_headers() -> Declarations:
+    """The two headers that are bound whole, as one."""
+    return parse("\n".join(map(read_header, WHOLE)))
 
 
 @cache
 def headers() -> Declarations:
     """All bound headers as one. Of the ggml headers' functions only what the compiler says is used below."""
-    return parse("\n".join(read_header(name) for name in [*GGML_HEADERS, "llama.h"]))
+    return parse("\n".join(read_header(name) for name in [*GGML_HEADERS, *WHOLE, "mtmd-helper.h"]))
 
 
 def unbound() -> list[tuple[str, str]]:
@@ -139,25 +145,28 @@ def unbound() -> list[tuple[str, str]]:
 
 
 @needs_headers
-def test_reader_sees_every_llama_api() -> None:
-    """The reader in this file finds as many functions in llama.h as the word LLAMA_API marks."""
-    marked = re.sub(r"^[ \t]*#.*$", "", strip_comments(read_header("llama.h")), flags=re.MULTILINE)
-    assert len(llama_h().functions) == len(re.findall(r"\bLLAMA_API\b", marked))
-    assert len(llama_h().deprecated) == len(re.findall(r"\bDEPRECATED\b", marked))
+@pytest.mark.parametrize("header", WHOLE)
+def test_reader_sees_every_function(header: str) -> None:
+    """The reader in this file finds as many functions in a header as its word marks, but for those of C++."""
+    marked = re.sub(r"^[ \t]*#.*$", "", strip_comments(read_header(header)), flags=re.MULTILINE)
+    of_cpp = len(re.findall(r"\b\w+_API\s+std::", marked))
+    found = parse(read_header(header))
+    assert len(found.functions) == len(re.findall(rf"\b{WHOLE[header]}\b", marked)) - of_cpp
+    assert len(found.deprecated) == len(re.findall(r"\bDEPRECATED\b", marked))
 
 
 @needs_headers
 def test_every_function_is_bound_or_listed() -> None:
-    """Every LLAMA_API function is in llama.cdef.h, or in unbound.txt with a reason."""
+    """Every function of llama.h and mtmd.h is in a cdef, or in unbound.txt with a reason."""
     accounted = cdef().functions.keys() | {name for name, _ in unbound()}
-    assert [name for name in llama_h().functions if name not in accounted] == []
+    assert [name for name in whole_headers().functions if name not in accounted] == []
 
 
 @needs_headers
 def test_unbound_lines_are_true() -> None:
-    """A line of unbound.txt names one function of llama.h that is not bound, once, and gives a reason."""
+    """A line of unbound.txt names one function of these headers that is not bound, once, and gives a reason."""
     names = [name for name, _ in unbound()]
-    assert [name for name in names if name not in llama_h().functions] == [], "not in llama.h"
+    assert [name for name in names if name not in whole_headers().functions] == [], "in neither header"
     assert [name for name in names if name in cdef().functions] == [], "bound as well"
     assert [name for name, reason in unbound() if not reason] == [], "without a reason"
     assert sorted(set(names)) == sorted(names), "twice"
@@ -166,23 +175,23 @@ def test_unbound_lines_are_true() -> None:
 @needs_headers
 def test_deprecated_functions_are_not_bound() -> None:
     """No deprecated function is bound, and unbound.txt says of no other function that it is deprecated."""
-    assert [name for name in cdef().functions if name in llama_h().deprecated] == []
+    assert [name for name in cdef().functions if name in whole_headers().deprecated] == []
     said = {name for name, reason in unbound() if reason.startswith("deprecated: ")}
-    assert said == llama_h().deprecated
+    assert said == whole_headers().deprecated
 
 
 @needs_headers
-def test_functions_stand_in_the_order_of_llama_h() -> None:
-    """The llama_ functions of the cdef stand in llama.h's own order."""
-    ours = [name for name in cdef().functions if name in llama_h().functions]
-    assert ours == [name for name in llama_h().functions if name in cdef().functions]
+def test_functions_stand_in_the_order_of_the_headers() -> None:
+    """The functions of the cdefs stand in their header's own order."""
+    ours = [name for name in cdef().functions if name in whole_headers().functions]
+    assert ours == [name for name in whole_headers().functions if name in cdef().functions]
 
 
 @needs_headers
 @pytest.mark.parametrize("kind", ["enums", "structs", "typedefs", "constants", "strings"])
-def test_llama_h_is_declared_whole(kind: str) -> None:
-    """Every enum, complete struct, typedef and constant of llama.h is in the cdef."""
-    assert [name for name in getattr(llama_h(), kind) if name not in getattr(cdef(), kind)] == []
+def test_the_headers_are_declared_whole(kind: str) -> None:
+    """Every enum, complete struct, typedef and constant of llama.h and mtmd.h is in a cdef."""
+    assert [name for name in getattr(whole_headers(), kind) if name not in getattr(cdef(), kind)] == []
 
 
 @needs_headers
@@ -239,6 +248,8 @@ def probe_source() -> str:
         [
             '#include "llama.h"',
             '#include "ggml-rpc.h"',
+            '#include "mtmd.h"',
+            '#include "mtmd-helper.h"',
             "#include <cstddef>",
             "#include <cstdio>",
             "#include <type_traits>",

@@ -15,7 +15,7 @@ import pytest
 from helpers.headers import CAPI, INCLUDE, ROOT, needs_compiler, needs_headers, strip_comments
 
 SOURCES = sorted(CAPI.glob("*.cpp"))
-HEADERS = sorted(path for path in CAPI.glob("*.h") if path.name != "llama.cdef.h")
+HEADERS = sorted(path for path in CAPI.glob("*.h") if not path.name.endswith(".cdef.h"))
 SHARED = [CAPI / "og.h", CAPI / "callbacks.h"]
 CMAKE = (ROOT / "CMakeLists.txt").read_text(encoding="utf-8")
 BUILD_INFO = [f'-DOG_BUILD_{name}="?"' for name in ("COMMIT", "COMPILER", "FLAGS")]

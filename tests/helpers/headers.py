@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 CAPI = ROOT / "src" / "offgrid_llama" / "_capi"
 VENDOR = ROOT / "vendor" / "llama.cpp"
-INCLUDE = [VENDOR / "include", VENDOR / "ggml" / "include"]
+INCLUDE = [VENDOR / "include", VENDOR / "ggml" / "include", VENDOR / "tools" / "mtmd"]
 GGML_HEADERS = ["ggml.h", "ggml-cpu.h", "ggml-backend.h", "ggml-rpc.h", "ggml-opt.h", "gguf.h"]
 
 CI = bool(os.environ.get("CI"))

@@ -75,6 +75,22 @@ def tasks(model: og.Model) -> None:
         assert_type(file.architecture, str)
 
 
+def media(model: og.Model) -> None:
+    with og.Projector(model, "mmproj.gguf", image_max_tokens=256) as projector:
+        assert_type(projector.sample_rate, int | None)
+        image, sound = og.Image("dog.png"), og.Audio(np.zeros(16000, np.float32), sample_rate=16000)
+        assert_type(image.pixels, npt.NDArray[np.uint8])
+        assert_type(projector.n_tokens(image), int)
+        assert_type(projector.embed(sound), npt.NDArray[np.float32])
+        with og.Context(model) as context, projector.tokenize(["What is this?", image]) as parts:
+            for part in parts:
+                assert_type(part, list[int] | og.MediaChunk)
+                if isinstance(part, og.MediaChunk):
+                    context.decode(og.EmbeddingBatch(projector.encode(part), part.positions(0)))
+                    assert_type(projector.decode(context, part, 0), int)
+        assert_type(og.generate(model, ["What is this?", image], projector=projector).text, str)
+
+
 def handed_on(engine: og.Engine, prompt: str, **options: Unpack[og.RequestArguments]) -> og.Completion:
     """Options can be handed on with their types."""
     return engine.submit(prompt, **options)

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 import offgrid_llama as og
+from helpers.projectors import picture, tone, write_meaning
 
 TEMPLATE = og.ChatTemplate("{% for message in messages %}{{ message.content }}{% endfor %}", name="plain")
 WAYS: dict[str, Callable[[Any], Any]] = {
@@ -22,7 +23,7 @@ WAYS: dict[str, Callable[[Any], Any]] = {
 
 
 @pytest.fixture(scope="module")
-def things(smollm2: og.Model) -> Iterator[dict[str, Any]]:
+def things(smollm2: og.Model, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]]:
     """One of each: of what is bound to the process, and of what is data."""
     with ExitStack() as stack:
         context = stack.enter_context(og.Context(smollm2, n_ctx=64))
@@ -32,6 +33,10 @@ def things(smollm2: og.Model) -> Iterator[dict[str, Any]]:
         engine = stack.enter_context(og.Engine(smollm2, n_seq_max=2, n_ctx=512))
         completion = engine.generate("One, two,", max_tokens=2, logprobs=1)
         grammar = og.Grammar.regex("a+")
+        write_meaning(path := tmp_path_factory.mktemp("projector") / "mmproj.gguf", smollm2)
+        projector = stack.enter_context(og.Projector(smollm2, path))
+        image, sound = og.Image(picture(" dog")), og.Audio(tone(" dog"), sample_rate=16000)
+        chunk = stack.enter_context(projector.tokenize([image])).media[0]
         sampler = stack.enter_context(closing(og.FastSampler(smollm2.vocab, og.SamplingParams())))
         yield {
             "Model": smollm2, "Vocab": smollm2.vocab, "Context": context, "Memory": context.memory, "Batch": batch,
@@ -45,6 +50,9 @@ def things(smollm2: og.Model) -> Iterator[dict[str, Any]]:
             "Embedder": stack.enter_context(og.Embedder(smollm2, pooling_type="mean")),
             "Generation": stack.enter_context(og.generate(smollm2, "Hi", max_tokens=1)),
             "Guide": grammar.guide(smollm2.vocab),
+            "Projector": projector, "MediaChunk": chunk,
+            "EmbeddingBatch": og.EmbeddingBatch(projector.embed(image), chunk.positions(0)),
+            "a picture": image, "a sound": sound,
             "a state": context.save_state(0), "a template": TEMPLATE, "a grammar": grammar,
             "options": og.RequestOptions(seed=3, stop="x"), "parameters": og.SamplingParams(top_k=3),
             "chat options": og.ChatOptions(template=TEMPLATE), "usage": completion.usage, "timings": completion.timings,
@@ -56,11 +64,11 @@ def things(smollm2: og.Model) -> Iterator[dict[str, Any]]:
 BOUND = [
     "Model", "Vocab", "Context", "Memory", "Batch", "Logits", "Snapshot", "Engine", "Completion", "Answer", "Chat",
     "ChatFormat", "ChatCompletion", "SamplerChain", "Sampler", "FastSampler", "CustomSampler", "ThreadPool", "GGUF",
-    "Embedder", "Generation", "Guide",
+    "Embedder", "Generation", "Guide", "Projector", "MediaChunk", "EmbeddingBatch",
 ]  # fmt: skip
 DATA = [
     "a state", "a template", "a grammar", "options", "parameters", "chat options", "usage", "timings", "a piece",
-    "statistics", "a tool", "a call", "a stream",
+    "a picture", "a sound", "statistics", "a tool", "a call", "a stream",
 ]  # fmt: skip
 
 

@@ -1,9 +1,9 @@
 """Build step: write the C++ source of the extension module, which makes Python functions of C functions.
 
-``python generate.py OUTPUT`` needs cffi and no compiled part of ours. cffi reads llama.cdef.h, og.h and callbacks.h. The
-generated source includes the headers of PREAMBLE; CMake compiles it beside our own C++ sources.
+``python generate.py OUTPUT`` needs cffi and no compiled part of ours. cffi reads llama.cdef.h, mtmd.cdef.h, og.h and
+callbacks.h. The generated source includes the headers of PREAMBLE; CMake compiles it beside our own C++ sources.
 
-Each function of llama.cdef.h goes through the guard, by a macro of its own name: cffi's code calls ``llama_decode(...)``,
+Each function of the two cdefs goes through the guard, by a macro of its own name: cffi's code calls ``llama_decode(...)``,
 which expands to ``og::guarded<llama_decode>``. The functions of og.h are ours, and guard themselves where they can throw.
 
 cffi releases the GIL around every call. For a getter that returns within nanoseconds, that costs more than the call, and
@@ -24,7 +24,8 @@ MODULE = "offgrid_llama._capi._llama"
 GETTERS = re.compile(
     r"llama_(max|n|vocab)_\w+|llama_vocab_type|llama_token_to_piece|llama_model_(n|is|has)_\w+"
     r"|llama_model_(get_vocab|size|desc|ftype|rope_type)|llama_memory_seq_pos_(min|max)|llama_memory_can_shift"
-    r"|llama_get_(model|memory|causal_attn)|ggml_(type|blck|is)_\w+|gguf_(get|find)_(?!meta)\w+|og_(batch|build|caught)_\w+"
+    r"|llama_get_(model|memory|causal_attn)|mtmd_(support|decode_use|get|bitmap_get|bitmap_is|bitmap_set)_(?!cap)\w+"
+    r"|mtmd_(input_chunks|input_chunk|image_tokens)_(size|get)(?!_placeholder)\w*|ggml_(type|blck|is)_\w+|gguf_(get|find)_(?!meta)\w+|og_(batch|build|caught)_\w+"
 )
 PREAMBLE = """\
 #include "batch.h"
@@ -34,6 +35,8 @@ PREAMBLE = """\
 
 #include "ggml-backend.h"
 #include "ggml-rpc.h"
+#include "mtmd.h"
+#include "mtmd-helper.h"
 
 """
 _FUNCTION = re.compile(r"^_cffi_f_(\w+)\(PyObject \*self.*?^}$", re.MULTILINE | re.DOTALL)
@@ -66,9 +69,15 @@ def keep_gil(function: re.Match[str]) -> str:
 def main(output: Path) -> None:
     """Write the C++ source of the extension to ``output``."""
     llama = (HERE / "llama.cdef.h").read_text(encoding="utf-8")
-    guards = [f'#define {name}(...) og::guarded<{name}>{{"{name}"}}(__VA_ARGS__)' for name in declared_functions(llama)]
+    mtmd = (HERE / "mtmd.cdef.h").read_text(encoding="utf-8")
+    guards = [
+        f'#define {name}(...) og::{guard}<{name}>{{"{name}"}}(__VA_ARGS__)'
+        for name in declared_functions(llama + mtmd)
+        for guard in ["guarded_mtmd" if name.startswith("mtmd_") else "guarded"]
+    ]
     ffi = FFI()
     ffi.cdef(llama)
+    ffi.cdef(mtmd)
     ffi.cdef(declarations("og.h"))
     ffi.cdef(f'extern "Python+C" {{\n{declarations("callbacks.h")}}}')
     ffi.set_source(MODULE, PREAMBLE + "\n".join([*guards, ""]), source_extension=".cpp")

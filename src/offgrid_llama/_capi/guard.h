@@ -4,7 +4,8 @@
 // cffi's C frames and end the process. So each function of llama.cdef.h is called through guarded<function>, and each of
 // our own that can throw runs its body in guarded_call. Both are noexcept: they catch, remember the exception for this
 // thread, and return a value that no good call returns, where the type has one. ../native/check.py turns that into NativeError.
-// abort(), SIGSEGV and hangs cannot be caught; the Python side refuses the arguments that lead to them.
+// SIGSEGV and hangs cannot be caught; the Python side refuses the arguments that lead to them. Nor can abort(), but for
+// assertions of ggml that fail in a function of mtmd.cdef.h: see CatchAssertions.
 #pragma once
 
 #include <limits>
@@ -59,6 +60,25 @@ template <auto F> struct guarded {
     const char * name;
 
     template <class... A> auto operator()(A... arguments) const noexcept -> decltype(F(arguments...)) {
+        return guarded_call(name, [&] { return F(arguments...); });
+    }
+};
+
+// While one lives, an assertion of ggml that fails on this thread throws std::runtime_error with its text, unless it fails in
+// a kernel. og_catch_assertions must have been called.
+struct CatchAssertions {
+    CatchAssertions() noexcept;
+    ~CatchAssertions();
+    CatchAssertions(const CatchAssertions &) = delete;
+    CatchAssertions & operator=(const CatchAssertions &) = delete;
+};
+
+// A function of mtmd.h behind the guard, which also catches failed assertions.
+template <auto F> struct guarded_mtmd {
+    const char * name;
+
+    template <class... A> auto operator()(A... arguments) const noexcept -> decltype(F(arguments...)) {
+        const CatchAssertions caught;
         return guarded_call(name, [&] { return F(arguments...); });
     }
 };

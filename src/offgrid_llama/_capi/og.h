@@ -17,6 +17,11 @@ const char * og_caught_function(void);
 const char * og_caught_what(void);
 void og_caught_clear(void);
 
+// --- assertions.cpp: failed assertions of ggml ----------------------------------------------------------------------
+
+// Have failed assertions throw where guard.h catches them, for the whole process.
+void og_catch_assertions(void);
+
 // --- cancel.cpp: cancelling a decode --------------------------------------------------------------------------------
 
 // The user_data of og_should_abort. Python owns it.

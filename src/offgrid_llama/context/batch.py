@@ -1,7 +1,7 @@
 """Batch: tokens with their positions and sequences, for one decode (``llama_batch``).
 
 The arrays belong to Python, so a Batch needs no ``close()``. It records the rows that asked for logits. The Context reads no
-others, for which llama.h aborts.
+others, for which llama.h aborts. An EmbeddingBatch has embeddings in place of tokens; what both have is in ``Rows``.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from offgrid_llama.native.check import INT32_MAX, number
 if TYPE_CHECKING:
     from offgrid_llama.native.handle import Owner
 
-__all__ = ["MAX_POS", "MAX_TOKENS", "Batch"]
+__all__ = ["MAX_POS", "MAX_TOKENS", "Batch", "Rows"]
 
 MAX_TOKENS = 2**24
 """Most tokens of a batch."""
@@ -25,7 +25,43 @@ MAX_POS = 2**30
 """Largest position: the sum of two positions is an int32."""
 
 
-class Batch(Bound):
+class Rows(Bound):
+    """What a Context decodes: rows of tokens, or of embeddings. ``len(rows)`` is their number.
+
+    Attributes:
+        n_embd: width of the embeddings; 0 of tokens.
+        n_sections: positions of each row: 1, and 4 of embeddings for a model with M-RoPE.
+        c, readers, logit_rows, shared_rows, max_token, max_seq_id: internal, for Context and Step. The ``llama_batch *``;
+            the contexts that decode it now, in a list because append and pop are atomic; the rows that asked for logits; the
+            sequence ids of each row in several sequences; the largest token and sequence id.
+    """
+
+    n_embd = 0
+    n_sections = 1
+    c: Any
+
+    def __init__(self) -> None:
+        self._n = 0
+        self.logit_rows: list[int] = []
+        self.shared_rows: dict[int, Any] = {}
+        self.max_token = self.max_seq_id = -1
+        self.readers: list[Owner] = []
+
+    def __len__(self) -> int:
+        return self._n
+
+    @property
+    def rows(self) -> tuple[int, ...]:
+        """The rows that asked for logits, in order."""
+        return tuple(self.logit_rows)
+
+    def seq_ids(self) -> set[int]:
+        """Return the sequences that rows belong to."""
+        ids, counts = self.c.seq_id, self.c.n_seq_id
+        return {ids[row][i] for row in range(len(self)) for i in range(counts[row])}
+
+
+class Batch(Rows):
     """Room for ``n_tokens`` tokens. Fill it with ``add``, decode it, ``clear`` it, and use it again.
 
     A row is a token's index in the batch. ``len(batch)`` is the number of rows.
@@ -35,14 +71,12 @@ class Batch(Bound):
 
     Attributes:
         capacity: ``n_tokens``.
-        c, readers, logit_rows, shared_rows, max_token, max_seq_id: internal, for Context and Step. The ``llama_batch *``;
-            the contexts that decode it now, in a list because append and pop are atomic; the rows that asked for logits; the
-            sequence ids of each row in several sequences; the largest token and sequence id.
     """
 
     _instead = "make another one, and add the same tokens"
 
     def __init__(self, n_tokens: int) -> None:
+        super().__init__()
         self.capacity = number("n_tokens", n_tokens, 1, MAX_TOKENS)
         self._token = ffi.new("llama_token[]", self.capacity)
         self._pos = ffi.new("llama_pos[]", self.capacity)
@@ -50,7 +84,6 @@ class Batch(Bound):
         self._first_seq_id = ffi.new("llama_seq_id[]", self.capacity)
         self._seq_id = ffi.new("llama_seq_id *[]", [self._first_seq_id + i for i in range(self.capacity)])
         self._logits = ffi.new("int8_t[]", self.capacity)
-        self.shared_rows: dict[int, Any] = {}  # _seq_id[row] points to them
         self.c = ffi.new(
             "struct llama_batch *",
             {
@@ -58,21 +91,9 @@ class Batch(Bound):
                 "n_seq_id": self._n_seq_id, "seq_id": self._seq_id, "logits": self._logits,
             },
         )  # fmt: skip
-        self._n = 0
-        self.logit_rows: list[int] = []
-        self.max_token = self.max_seq_id = -1
-        self.readers: list[Owner] = []
-
-    def __len__(self) -> int:
-        return self._n
 
     def __repr__(self) -> str:
         return f"<Batch of {len(self)}/{self.capacity} tokens, {len(self.logit_rows)} with logits>"
-
-    @property
-    def rows(self) -> tuple[int, ...]:
-        """The rows that asked for logits, in order."""
-        return tuple(self.logit_rows)
 
     def add(self, token: int, pos: int, seq_ids: Sequence[int], logits: bool = False) -> int:
         """Append a token and return its row.
@@ -115,7 +136,7 @@ class Batch(Bound):
         if len(ids) > 1:
             if len(set(ids)) != len(ids):
                 raise ValueError(f"seq_ids names a sequence twice: {ids}")
-            self.shared_rows[row] = ffi.new("llama_seq_id[]", ids)
+            self.shared_rows[row] = ffi.new("llama_seq_id[]", ids)  # _seq_id[row] points to them
             self._seq_id[row] = self.shared_rows[row]
             self._n_seq_id[row] = len(ids)
         self.max_token = max(self.max_token, token)
@@ -184,10 +205,6 @@ class Batch(Bound):
         self.logit_rows = []
         self.max_token = self.max_seq_id = -1
         self._n = self.c.n_tokens = 0
-
-    def seq_ids(self) -> set[int]:
-        """Return the sequences that rows belong to."""
-        return {self._seq_id[row][i] for row in range(len(self)) for i in range(self._n_seq_id[row])}
 
     def _writable(self, more: int) -> None:
         if self.readers:

@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from offgrid_llama.model.adapter import ControlVector, LoRA
     from offgrid_llama.native.threadpool import ThreadPool
 
-    from .batch import Batch
+    from .batch import Rows
     from .logits import Logits
     from .state import Snapshot, State
 
@@ -159,24 +159,27 @@ class Context(Owner):
         # llama.cpp splits no batch into micro-batches whose tokens see later ones, or are pooled.
         self._one_micro_batch = self._pools or not causal_attn or not self.memory.ptr
 
-    def decode(self, batch: Batch) -> None:
-        """Compute a batch and add it to the memory (``llama_decode``). Its rows with ``logits=True`` can be read then.
+    def decode(self, batch: Rows) -> None:
+        """Compute a Batch or an EmbeddingBatch and add it to the memory (``llama_decode``).
+
+        Its rows with ``logits=True`` can be read then.
 
         Ctrl-C, ``cancel()`` and ``close()`` stop it between two operations, on the CPU within some milliseconds.
 
         Raises:
-            ValueError: the batch is empty, too long, or has tokens or sequences that the context does not.
+            ValueError: the batch is empty, too long, or has tokens or sequences that the context does not, or embeddings of
+                another width.
             NoKVSlot, Aborted, InvalidBatch, DecodeFailed: see DecodeError for what memory holds then.
         """
         self.decode_with(batch, lib.og_decode)
 
-    def decode_with(self, batch: Batch, function: Callable[[Any, Any], int]) -> None:
+    def decode_with(self, batch: Rows, function: Callable[[Any, Any], int]) -> None:
         """Do what ``decode`` does, with a function that has llama_decode's arguments and results. Internal."""
         if self.model.has_encoder:
             check_encoded(self.model, self.handle.name, batch, self._encoded)
         self._compute(batch, function, "llama_decode", self._one_micro_batch)
 
-    def encode(self, batch: Batch) -> None:
+    def encode(self, batch: Rows) -> None:
         """Run a batch through the encoder, for the decoder to read (``llama_encode``).
 
         The decoder of a sequence reads the rows of that sequence, until the next ``encode``. No saved state has them.
@@ -191,7 +194,7 @@ class Context(Owner):
         self._compute(batch, lib.og_encode, "llama_encode", True)
         self._encoded = frozenset(batch.seq_ids())
 
-    def _compute(self, batch: Batch, function: Callable[[Any, Any], int], name: str, one_micro_batch: bool) -> None:
+    def _compute(self, batch: Rows, function: Callable[[Any, Any], int], name: str, one_micro_batch: bool) -> None:
         # After a step the caches hold weights: each object that is touched here costs a visit to memory.
         with self.handle as ptr:
             batch.readers.append(self)  # contexts in several threads may decode the same batch

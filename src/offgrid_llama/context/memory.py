@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from offgrid_llama.model.model import Model
     from offgrid_llama.native.handle import Owner
 
-    from .batch import Batch
+    from .batch import Rows
     from .moves import Moves
 
 __all__ = ["Memory", "forget_unfinished"]
@@ -244,7 +244,7 @@ class Memory(Bound):
         return number("p0", p0, -1), number("p1", p1, -1)
 
 
-def forget_unfinished(memory: Memory, batch: Batch) -> None:
+def forget_unfinished(memory: Memory, batch: Rows) -> None:
     """Forget the rows that a failed decode of ``batch`` left unfinished in memory. The handle is in use."""
     if not memory.ptr:
         return

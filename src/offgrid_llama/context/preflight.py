@@ -12,13 +12,13 @@ from offgrid_llama.model.params import ContextParams
 from offgrid_llama.native import rpc
 from offgrid_llama.native.backend import devices
 from offgrid_llama.native.check import number, sequence
-from offgrid_llama.native.enums import KV_TYPES, KVType, PoolingType
+from offgrid_llama.native.enums import KV_TYPES, KVType, PoolingType, RopeType
 
 if TYPE_CHECKING:
     from offgrid_llama.model.model import Model
     from offgrid_llama.native.threadpool import ThreadPool
 
-    from .batch import Batch
+    from .batch import Rows
 
 __all__ = ["BatchLimits", "check_context", "check_encoded", "check_threads", "resolved_pooling"]
 
@@ -37,6 +37,8 @@ class BatchLimits:
         n_batch: most tokens of a batch.
         n_ubatch: most tokens of a batch that must be one micro-batch, beside ``n_batch``.
         n_vocab: tokens of the vocabulary.
+        n_embd: width of embeddings that take the place of tokens.
+        n_sections: positions of each of these: 4 with M-RoPE, else 1.
         n_positions: positions that the model has an embedding for; 0 is any number.
         n_seq_max: sequences of the context.
         shared_rows: whether a row can be in several sequences.
@@ -47,6 +49,8 @@ class BatchLimits:
     n_batch: int
     n_ubatch: int
     n_vocab: int
+    n_embd: int
+    n_sections: int
     n_positions: int
     n_seq_max: int
     shared_rows: bool
@@ -57,17 +61,18 @@ class BatchLimits:
     def of(cls, model: Model, params: ContextParams, n_batch: int, n_ubatch: int) -> BatchLimits:
         """Return the limits of a context, whose sizes llama.cpp has set to these."""
         return cls(
-            n_batch=n_batch, n_ubatch=n_ubatch, n_vocab=model.vocab.n_tokens, n_positions=model.traits.n_positions,
-            n_seq_max=params.n_seq_max, shared_rows=params.kv_unified, all_rows=params.embeddings,
-            n_outputs_max=params.n_outputs_max or n_batch,
+            n_batch=n_batch, n_ubatch=n_ubatch, n_vocab=model.vocab.n_tokens, n_embd=model.n_embd_inp,
+            n_sections=4 if model.rope_type in (RopeType.MROPE, RopeType.IMROPE) else 1,
+            n_positions=model.traits.n_positions, n_seq_max=params.n_seq_max, shared_rows=params.kv_unified,
+            all_rows=params.embeddings, n_outputs_max=params.n_outputs_max or n_batch,
         )  # fmt: skip
 
-    def check(self, batch: Batch, one_micro_batch: bool) -> None:
+    def check(self, batch: Rows, one_micro_batch: bool) -> None:
         """Raise ValueError for a batch that llama.h aborts on, or reads beyond the end of an array for."""
         n = len(batch)
         if (
             0 < n <= self.n_batch and batch.max_token < self.n_vocab and batch.max_seq_id < self.n_seq_max
-            and not (one_micro_batch or self.n_positions or self.all_rows or batch.shared_rows)
+            and not (one_micro_batch or self.n_positions or self.all_rows or batch.shared_rows or batch.n_embd)
             and len(batch.logit_rows) <= self.n_outputs_max
         ):  # fmt: skip
             return  # each step of each stream comes through here
@@ -82,7 +87,13 @@ class BatchLimits:
             name = "n_ubatch" if one_micro_batch and limit == self.n_ubatch else "n_batch"
             raise ValueError(f"batch has {n} tokens, over {name}={limit}: decode it in pieces, or make {name} larger")
 
-    def _check_rows(self, batch: Batch, n: int) -> None:
+    def _check_rows(self, batch: Rows, n: int) -> None:
+        if batch.n_embd and (batch.n_embd, batch.n_sections) != (self.n_embd, self.n_sections):
+            shape = f"[4, {n}]" if self.n_sections == 4 else f"[{n}]"
+            raise ValueError(
+                f"batch has embeddings of {batch.n_embd} values; the model takes {self.n_embd}, with positions of the shape "
+                f"{shape}"
+            )
         if batch.max_token >= self.n_vocab:
             raise ValueError(f"batch has token {batch.max_token}; the model has 0 to {self.n_vocab - 1}")
         if self.n_positions and max(ffi.unpack(batch.c.pos, n)) >= self.n_positions:
@@ -116,7 +127,7 @@ def check_threads(params: ContextParams, threadpool: ThreadPool | None) -> None:
             number(name, getattr(params, name), 1, threadpool.n_threads)
 
 
-def check_encoded(model: Model, name: str, batch: Batch, encoded: frozenset[int]) -> None:
+def check_encoded(model: Model, name: str, batch: Rows, encoded: frozenset[int]) -> None:
     """Raise ContextError where the decoder of a model with an encoder has nothing to read.
 
     Args:

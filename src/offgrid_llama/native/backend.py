@@ -73,6 +73,7 @@ def start() -> None:
         # Without this, ggml starts a debugger on the process when an assertion fails.
         os.environ.setdefault("GGML_NO_BACKTRACE", "1")
         _callbacks.install()
+        lib.og_catch_assertions()
         if lib.ggml_backend_reg_count() == 0:
             lib.ggml_backend_load_all_from_path(os.fsencode(lib_dir()))
         lib.llama_backend_init()

@@ -155,10 +155,16 @@ def listening(listener: Callable[[str], object]) -> Iterator[None]:
 
 def _log_to_c() -> None:
     # C++ destructors and late threads may log after the interpreter has ended: a C function takes it.
-    lib.llama_log_set(ffi.addressof(lib, "og_drop_log"), ffi.NULL)
+    _send_log("og_drop_log")
+
+
+def _send_log(function: str) -> None:
+    target = ffi.addressof(lib, function)
+    lib.llama_log_set(target, ffi.NULL)
+    lib.mtmd_helper_log_set(target, ffi.NULL)
 
 
 def install() -> None:
-    """Send the log of llama.cpp and ggml to ``og_on_log`` until the interpreter ends."""
-    lib.llama_log_set(ffi.addressof(lib, "og_log"), ffi.NULL)
+    """Send the log of llama.cpp, ggml and libmtmd to ``og_on_log`` until the interpreter ends."""
+    _send_log("og_log")
     atexit.register(_log_to_c)

@@ -20,12 +20,14 @@ from offgrid_llama.sampling.chain import SamplerChain
 from offgrid_llama.sampling.fast_sampler import FastSampler, sampler_for
 from offgrid_llama.text.text_stream import TextStream
 
+from .prompt import MediaPrompt, Prompt, TokenPrompt
 from .prompt_tokens import prompt_tokens
 from .request_options import GenerationArguments, RequestOptions
 
 if TYPE_CHECKING:
     from typing_extensions import Self, Unpack
 
+    from offgrid_llama.media.projector import Projector, PromptPart
     from offgrid_llama.model.model import Model
 
 __all__ = ["Generation", "generate"]
@@ -86,8 +88,9 @@ class Generation(Bound):
 
 def generate(
     model: Model,
-    prompt: str | bytes | Sequence[int],
+    prompt: str | bytes | Sequence[int] | Sequence[PromptPart],
     *,
+    projector: Projector | None = None,
     n_ctx: int | None = None,
     n_threads: int | None = None,
     **options: Unpack[GenerationArguments],
@@ -96,7 +99,9 @@ def generate(
 
     Args:
         model: the Model.
-        prompt: text (str, or bytes of UTF-8), or token ids as they are.
+        prompt: text (str, or bytes of UTF-8), or token ids as they are; beside a projector, a list of texts, Images
+            and Audios, too.
+        projector: the model's Projector, if the prompt has pictures or sound.
         n_ctx: positions; None is the prompt and ``max_tokens``, and at most what the model was trained for.
         n_threads: threads to compute with; None is the number of physical cores (see Context).
         options: ``max_tokens``, ``sampling``, ``temperature``, ``top_k``, ``top_p``, ``min_p``, ``seed``, ``grammar``,
@@ -104,57 +109,65 @@ def generate(
 
     Raises:
         ContextLengthError: the prompt does not fit; raised before anything is computed.
+        MediaError: a picture or a sound is damaged, or is none that the projector takes.
         ValueError, TypeError, UnicodeError, TokenizeError: an argument is not as above; raised by the call itself.
     """
-    return start(model, prompt, RequestOptions.read("generate", options, GenerationArguments), n_ctx, n_threads)
+    checked = RequestOptions.read("generate", options, GenerationArguments)
+    return start(model, _prompt(model, prompt, projector, checked.parse_special), checked, n_ctx, n_threads)
+
+
+def _prompt(
+    model: Model,
+    prompt: str | bytes | Sequence[int] | Sequence[PromptPart],
+    projector: Projector | None,
+    parse_special: bool,
+) -> Prompt:
+    """Return a prompt as ``generate`` takes it, counted and checked."""
+    check_model(model)
+    if projector is None or isinstance(prompt, (str, bytes)) or all(isinstance(part, int) for part in prompt):
+        return TokenPrompt(prompt_tokens(model.vocab, prompt, parse_special=parse_special))  # type: ignore[arg-type]
+    if projector.model is not model:
+        raise ValueError(f"projector is that of {projector.model.handle.name}, and model is {model.handle.name}")
+    return MediaPrompt(projector, prompt, parse_special)  # type: ignore[arg-type]
 
 
 def start(
-    model: Model,
-    prompt: str | bytes | Sequence[int],
-    options: RequestOptions,
-    n_ctx: int | None,
-    n_threads: int | None,
+    model: Model, prompt: Prompt, options: RequestOptions, n_ctx: int | None, n_threads: int | None
 ) -> Generation:
-    """Return the Generation of checked options; see ``generate``."""
-    check_model(model)
+    """Return the Generation of a counted prompt and of checked options; see ``generate``."""
     vocab, stream = model.vocab, TextStream(options.stop)
-    tokens = prompt_tokens(vocab, prompt, parse_special=options.parse_special)
     if n_ctx is None:
-        n_ctx = min(len(tokens) + options.max_tokens, model.n_ctx_train or 2**20)
-    if len(tokens) >= number("n_ctx", n_ctx, 1):
+        n_ctx = min(prompt.n_tokens + options.max_tokens, model.n_ctx_train or 2**20)
+    if prompt.n_tokens >= number("n_ctx", n_ctx, 1):
         raise ContextLengthError(
-            f"the prompt has {len(tokens)} tokens and n_ctx is {n_ctx}: there is no room to generate",
-            n_tokens=len(tokens), n_ctx=n_ctx,
+            f"the prompt has {prompt.n_tokens} tokens and n_ctx is {n_ctx}: there is no room to generate",
+            n_tokens=prompt.n_tokens, n_ctx=n_ctx,
         )  # fmt: skip
-    ContextParams(n_ctx=n_ctx, n_threads=n_threads)
+    params = ContextParams(n_ctx=n_ctx, n_threads=n_threads)
+    sizes = {name: max(getattr(params, name), prompt.n_together) for name in ("n_batch", "n_ubatch")}
     for token in options.params.logit_bias:
         vocab.check_token("logit_bias token", token)
 
-    generation = Generation(n_prompt=len(tokens))
-    context = lambda: Context(model, n_ctx=n_ctx, n_outputs_max=1, n_threads=n_threads)  # noqa: E731
+    generation = Generation(n_prompt=prompt.n_tokens)
+    context = lambda: Context(model, n_ctx=n_ctx, n_outputs_max=1, n_threads=n_threads, **sizes)  # noqa: E731
     sampler = lambda: sampler_for(options.params, vocab)  # noqa: E731
-    room = min(options.max_tokens, n_ctx - len(tokens))
-    generation._steps = _steps(generation, tokens, room, context, sampler, stream)
+    room = min(options.max_tokens, n_ctx - prompt.n_tokens)
+    generation._steps = _steps(generation, prompt, room, context, sampler, stream)
     return generation
 
 
 def _steps(
     generation: Generation,
-    tokens: list[int],
+    prompt: Prompt,
     room: int,
     make_context: Callable[[], Context],
     make_sampler: Callable[[], FastSampler | SamplerChain],
     stream: TextStream,
 ) -> Iterator[str]:
     with make_context() as context, closing(make_sampler()) as sampler:
-        vocab, n_batch = context.model.vocab, context.n_batch
-        batch = Batch(min(n_batch, len(tokens)))
+        vocab, batch = context.model.vocab, Batch(1)
         begin = perf_counter()
-        for start in range(0, len(tokens), n_batch):
-            batch.clear()
-            batch.add_sequence(tokens[start : start + n_batch], pos=start)
-            context.decode(batch)
+        prompt.decode(context)
         token = sampler.sample(context, -1)
         generation.prompt_seconds = perf_counter() - begin
         while not (ended := vocab.is_eog(token)):
@@ -164,7 +177,7 @@ def _steps(
                 break
             begin = perf_counter()  # the time at the yield is the reader's
             batch.clear()
-            batch.add(token, generation.n_prompt + len(generation.tokens) - 1, [0], logits=True)
+            batch.add(token, prompt.end + len(generation.tokens) - 1, [0], logits=True)
             context.decode(batch)
             token = sampler.sample(context, -1)
             generation.decode_seconds += perf_counter() - begin

@@ -10,6 +10,7 @@ from offgrid_llama.native.kinds import listed, text_of_argument
 from offgrid_llama.sampling.sampling_params import SamplingParams
 
 from .generate import Generation, start
+from .prompt import TokenPrompt
 from .request_options import GenerationArguments, RequestArguments, RequestOptions
 
 if TYPE_CHECKING:
@@ -133,4 +134,4 @@ def infill(
     tokens = fim_prompt(
         model.vocab, prefix, suffix, spm_infill=spm_infill, files=files, file_name=file_name, repo_name=repo_name
     )
-    return start(model, tokens, checked, n_ctx, n_threads)
+    return start(model, TokenPrompt(tokens), checked, n_ctx, n_threads)

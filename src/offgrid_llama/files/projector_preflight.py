@@ -1,0 +1,137 @@
+"""The rules that refuse a projector's file (an mmproj) that libmtmd cannot read, or that a kernel would abort on.
+
+Most of what libmtmd asserts while it loads is caught as it fails (``_capi/assertions.cpp``). These rules are for the rest: a
+division by zero, a pointer that is null, memory without end, an assertion in a kernel.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from offgrid_llama.errors import GGUFError
+
+from .gguf_header import Metadata, Tensor
+
+__all__ = ["MIN_SAMPLES", "check", "encoder_types"]
+
+MIN_SAMPLES = 2
+"""Samples of a sound: libmtmd aborts on a sound of one."""
+
+_ENCODERS = {
+    "vision": "clip.has_vision_encoder",
+    "audio": "clip.has_audio_encoder",
+    "gen.audio": "clip.has_gen_audio_encoder",
+}
+_RANGES = {
+    "block_count": (1, 512), "embedding_length": (1, 2**16), "feed_forward_length": (0, 2**20),
+    "projection_dim": (1, 2**20), "attention.head_count": (1, 2**12), "attention.head_count_kv": (1, 2**12),
+    "attention.head_dim": (0, 2**12),
+}  # fmt: skip
+"""The least and the most of numbers that libmtmd divides by, or makes room for as many of as it reads."""
+_DEPEND_ON_PROMPT = ("deepseek4v", "hunyuanvl")
+_WITHOUT_LAYERS = ("gemma4uv", "gemma4ua", "gemma3nv", "pockettts_gen")
+_F32_ENDINGS = (".bias", "norm.weight", "ln1.weight", "ln2.weight", "ls1.weight", "ls2.weight")
+_TYPES_WITHOUT_PRODUCT = frozenset({"i8", "i16", "i32", "i64", "f64", "q8_1", "q8_K"})
+_CONVOLUTION = frozenset({"f32", "f16"})
+_GEMMA4_MAX_TOKENS = 1120
+"""Tokens of a picture that libmtmd allows for Gemma 4, unless it is told otherwise."""
+
+
+class _File(NamedTuple):
+    metadata: Metadata
+    tensors: Sequence[Tensor]
+    types: Mapping[str, str]
+    image_max_tokens: int | None
+
+
+def encoder_types(metadata: Metadata) -> dict[str, str]:
+    """Return the kind of each encoder of a file, such as {"vision": "gemma3"}."""
+    found = {}
+    for name, key in _ENCODERS.items():
+        if metadata.get(key) is True:
+            kind = metadata.get("clip.projector_type") or metadata.get(f"clip.{name}.projector_type")
+            found[name] = kind if isinstance(kind, str) else ""
+    return found
+
+
+def check(
+    path: Path, metadata: Metadata, tensors: Sequence[Tensor], image_max_tokens: int | None = None
+) -> dict[str, str]:
+    """Raise GGUFError for a file that breaks one of the rules; return its ``encoder_types``.
+
+    ``image_max_tokens`` is the most tokens of a picture, if the load names it.
+    """
+    types = encoder_types(metadata)
+    if not types:
+        kind = metadata.architecture or "unknown"
+        raise GGUFError(f"{path} is no projector (mmproj): it has no encoder. Its architecture is {kind!r}")
+    file = _File(metadata, tensors, types, image_max_tokens)
+    for rule in _RULES:
+        if offence := rule(file):
+            raise GGUFError(f"{path}: {offence}")
+    return types
+
+
+def _impossible_number(file: _File) -> str | None:
+    for encoder in file.types:
+        without_layers = file.types[encoder] in _WITHOUT_LAYERS
+        for name, (low, most) in _RANGES.items():
+            key = f"clip.{encoder}.{name}"
+            value = file.metadata.get(key, most)
+            least = 0 if name == "block_count" and without_layers else low
+            if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
+                return f"{key} = {value!r} is not possible. libmtmd takes a whole number from {least} to {most:,}"
+    return None
+
+
+def _impossible_float(file: _File) -> str | None:
+    for key, value in file.metadata.items():
+        numbers = value if isinstance(value, list) else [value]
+        if key.startswith("clip.") and any(isinstance(each, float) and not math.isfinite(each) for each in numbers):
+            return f"{key} = {value} is not possible"
+        if key.endswith("epsilon") and isinstance(value, float) and value < 0:
+            return f"{key} = {value} is not possible. ggml computes norms with an epsilon of 0 or more"
+    return None
+
+
+def _depends_on_prompt(file: _File) -> str | None:
+    if file.types.get("vision") in _DEPEND_ON_PROMPT:
+        return f"{file.types['vision']} is not supported yet: what its pictures are depends on the prompt before them"
+    return None
+
+
+def _no_spread(file: _File) -> str | None:
+    spread = file.metadata.get("clip.vision.image_std")
+    if isinstance(spread, list) and not all(isinstance(value, float) and value > 0 for value in spread):
+        return f"clip.vision.image_std = {spread} is not possible. Colours are divided by it"
+    return None
+
+
+def _wrong_type(file: _File) -> str | None:
+    for tensor in file.tensors:
+        if tensor.type in _TYPES_WITHOUT_PRODUCT:
+            return f"{tensor.name} has the type {tensor.type}. ggml aborts on a product with it"
+        if tensor.type != "f32" and tensor.name.endswith(_F32_ENDINGS):
+            return f"{tensor.name} has the type {tensor.type}. ggml aborts where it adds or scales by what is not f32"
+        if "patch_embd" in tensor.name and tensor.type not in _CONVOLUTION:
+            return f"{tensor.name} has the type {tensor.type}. ggml aborts on a convolution with it"
+    return None
+
+
+def _short_table(file: _File) -> str | None:
+    """Gemma 4 looks positions up in a table: a kernel aborts on one behind its end."""
+    if file.types.get("vision") not in ("gemma4v", "gemma4uv"):
+        return None
+    most = file.image_max_tokens or _GEMMA4_MAX_TOKENS
+    for tensor in file.tensors:
+        if tensor.name == "v.position_embd.weight" and (len(tensor.shape) < 2 or tensor.shape[1] < most):
+            return f"{tensor.name} has the shape {tensor.shape}: it has no position for each of {most} tokens in a row"
+    return None
+
+
+_RULES: tuple[Callable[[_File], str | None], ...] = (
+    _depends_on_prompt, _impossible_number, _impossible_float, _no_spread, _wrong_type, _short_table,
+)  # fmt: skip

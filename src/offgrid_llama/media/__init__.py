@@ -1,0 +1,1 @@
+"""Pictures and sound, for models with a projector (libmtmd, mtmd.h)."""
