@@ -171,10 +171,14 @@ def _read(answer: bytes) -> tuple[int, bytes]:
 
 @dataclass
 class Seen:
-    """The delays of the other client: the gaps between the events of its streams, and the waits for answers of /health."""
+    """The delays of the other client: the gaps between the events of its streams, and the waits for answers of /health.
+
+    ``late`` are those of a clock in the same process, which sends nothing: then the machine gave it no time.
+    """
 
     gaps: list[Moment] = field(default_factory=list)
     waits: list[Moment] = field(default_factory=list)
+    late: list[Moment] = field(default_factory=list)
     unanswered: int = 0
 
     def stream(self, url: str, ended: threading.Event) -> None:
@@ -205,16 +209,32 @@ class Seen:
             except OSError:
                 self.unanswered, client = self.unanswered + 1, None
 
+    def tick(self, _url: str, ended: threading.Event) -> None:
+        """Note when a sleep of 10 ms takes more than 30, until the end."""
+        begin = time.perf_counter()
+        while not ended.wait(0.01):
+            now = time.perf_counter()
+            if now - begin > 0.03:
+                self.late.append((begin, 1000 * (now - begin - 0.01)))
+            begin = now
+
+    def late_at(self, moment: Moment) -> str:
+        """Return the time of day of a moment, and how late the clock was then."""
+        begin, end = moment[0], moment[0] + moment[1] / 1000
+        late = max((ms for at, ms in self.late if at < end and at + ms / 1000 > begin), default=0.0)
+        hour = time.strftime("%H:%M:%S", time.gmtime(time.time() - time.perf_counter() + begin))
+        return f"{hour}, the clock beside it {late:.0f} ms late"
+
 
 def watch(url: str, orders: Connection) -> None:
     """Stream and ask for /health; send what was seen since the last order, at each order, until one is None."""
     seen, ended = Seen(), threading.Event()
-    threads = [threading.Thread(target=each, args=(url, ended)) for each in (seen.ask, seen.stream)]
+    threads = [threading.Thread(target=each, args=(url, ended)) for each in (seen.ask, seen.stream, seen.tick)]
     for each in threads:
         each.start()
     with suppress(EOFError):  # the fuzz has failed
         while orders.recv() is not None:
-            found, seen.gaps, seen.waits, seen.unanswered = replace(seen), [], [], 0
+            found, seen.gaps, seen.waits, seen.late, seen.unanswered = replace(seen), [], [], [], 0
             orders.send(found)
     ended.set()
     for each in threads:
@@ -344,7 +364,7 @@ def run(n: int, number: int, n_clients: int) -> dict[str, Any]:
         died = served.metric("offgrid_llama_worker_restarts_total")
         errors = [line for line in served.log if not re.search(r"^listening on|,\d{3} [IW] ", line)]
     largest = [
-        f"{what} {told.meanwhile(moment)}"
+        f"{what} at {beside.late_at(moment)}: {told.meanwhile(moment)}"
         for what, moments in (("a gap", beside.gaps), ("/health", beside.waits))
         for moment in sorted(moments, key=itemgetter(1))[: -N_LARGEST - 1 : -1]
     ]
@@ -356,6 +376,7 @@ def run(n: int, number: int, n_clients: int) -> dict[str, Any]:
         "wrong": len(told.wrong), "lines of errors in the log": len(errors), "restarts of workers": died,
         "ms of /health": {"alone": percentiles(alone.waits), "beside": percentiles(beside.waits)},
         "/health unanswered": beside.unanswered,
+        "ms that a clock beside it was late": round(max((ms for _, ms in beside.late), default=0.0), 1),
         "ms between events": {
             "alone": percentiles(alone.gaps), "beside ordinary clients": percentiles(ordinary.gaps),
             "beside the fuzz": percentiles(beside.gaps),

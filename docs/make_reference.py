@@ -65,7 +65,7 @@ RAW = {
     r"llama_(set_abort_callback|get_model|n_rs_seq)": "set or known when the context is made",
     r"llama_(flash_attn_type|load_mode)_(name|from_str)": "the enums of params have names",
     r"llama_supports_gpu_offload": "says yes for RPC without a device: devices()",
-    r"mtmd_tokenize|mtmd_(default|get)_marker": "marks in a text are what strangers can write: Projector.tokenize takes parts",
+    r"mtmd_tokenize|mtmd_(default|get)_marker": "strangers can write marks in a text: Projector.tokenize takes parts",
     r"mtmd_bitmap_(init_lazy|set_mergeable)": "for video; not covered yet",
     r"mtmd_bitmap_(get_id|is_audio)": "Image and Audio know it",
     r"mtmd_bitmap_init_from_audio": "every sound is a file, which mtmd_helper_bitmap_init_from_buf resamples",

@@ -28,6 +28,7 @@ from helpers.engines import (
 )
 from helpers.handles import n_children
 from helpers.twin import LETTERS, write_tiny_llama
+from offgrid_llama.context.batch import Rows
 
 
 def test_guesses_change_nothing(letters: og.Model, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -99,7 +100,7 @@ def test_a_draft_follows_the_conversation(letters: og.Model) -> None:
     computed: list[int] = []
     decode = context.decode_with
 
-    def count(batch: og.Batch, function: Any) -> None:
+    def count(batch: Rows, function: Any) -> None:
         computed.append(len(batch))
         decode(batch, function)
 

@@ -13,9 +13,9 @@ from helpers.twin import Value
 from offgrid_llama.files.gguf_header import Overridden, Tensor
 from offgrid_llama.files.projector_preflight import check
 
-SEES: dict[str, Value] = {"general.architecture": "clip", "clip.has_vision_encoder": True} | encoder_keys(
-    "vision", "gemma4uv", 64, 4
-)
+SEES: dict[str, Value] = {
+    "general.architecture": "clip", "clip.has_vision_encoder": True, **encoder_keys("vision", "gemma4uv", 64, 4),
+}  # fmt: skip
 BLOCKS: dict[str, Value] = {"clip.vision.projector_type": "idefics3", "clip.vision.block_count": 2}
 
 
@@ -25,7 +25,8 @@ def tensor(name: str, kind: str = "f32", shape: tuple[int, ...] = (4,)) -> Tenso
 
 
 def checked(more: dict[str, Value], *tensors: Tensor, image_max_tokens: int | None = None) -> dict[str, str]:
-    """Check a file that sees, with other keys."""
+    """Check a file that sees, with other keys and with further tensors."""
+    tensors = (*tensors, tensor("v.patch_embd.weight", "f16"))
     return check(Path("mmproj.gguf"), Overridden({**SEES, **more}, {}), tensors, image_max_tokens)
 
 
@@ -38,7 +39,7 @@ def checked(more: dict[str, Value], *tensors: Tensor, image_max_tokens: int | No
 )  # fmt: skip
 def test_sound_files(more: dict[str, Value]) -> None:
     """What a projector may be."""
-    assert "vision" in checked(more, tensor("v.patch_embd.weight", "f16"), tensor("mm.0.weight", "q8_0"))
+    assert "vision" in checked(more, tensor("mm.0.weight", "q8_0"))
 
 
 @pytest.mark.parametrize(
@@ -87,3 +88,38 @@ def test_a_table_of_positions_that_is_too_short() -> None:
     assert checked({}, table, image_max_tokens=100)
     with pytest.raises(og.GGUFError, match="101 tokens"):
         checked({}, table, image_max_tokens=101)
+
+
+ATTENTION = [f"v.blk.0.attn_{part}.weight" for part in ("q", "k", "v", "out")]
+
+
+@pytest.mark.parametrize(
+    ("kind", "names", "missing"),
+    [
+        ("idefics3", ATTENTION, None),
+        ("idefics3", ["v.blk.0.attn_out.weight", "v.blk.0.attn_qkv.weight"], None),
+        ("idefics3", ATTENTION[1:], ATTENTION[0]),
+        ("qwen2vl_merger", ["v.patch_embd.weight.1"], None),
+        ("qwen2vl_merger", [], "v.patch_embd.weight.1"),
+        ("qwen2vl_merger", ["v.patch_embd.weight.1", *ATTENTION], "v.blk.0.attn_q.bias"),
+    ],
+)
+def test_tensors_that_are_missing(kind: str, names: list[str], missing: str | None) -> None:
+    """Tensors that libmtmd reads without a look."""
+    tensors = [tensor(name) for name in names]
+    more: dict[str, Value] = {"clip.vision.projector_type": kind, "clip.vision.block_count": 1}
+    if missing is None:
+        assert checked(more, *tensors)
+        return
+    with pytest.raises(og.GGUFError, match=f"lacks the tensor {missing}"):
+        checked(more, *tensors)
+
+
+def test_sound_needs_its_positions() -> None:
+    """And a picture its patches."""
+    hears: dict[str, Value] = {"clip.has_audio_encoder": True, **encoder_keys("audio", "qwen2a", 64, 4)}
+    hears["clip.audio.block_count"] = 1
+    with pytest.raises(og.GGUFError, match=r"lacks the tensor a\.position_embd"):
+        check(Path("mmproj.gguf"), Overridden(hears, {}), [])
+    with pytest.raises(og.GGUFError, match=r"lacks the tensor v\.patch_embd"):
+        check(Path("mmproj.gguf"), Overridden(SEES, {}), [])

@@ -8,13 +8,14 @@ the sum of outer(embedding, sine): 400 Hz means " dog", 800 Hz " cat", whole per
 
 from __future__ import annotations
 
+import string
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
 import offgrid_llama as og
-from helpers.twin import Array, Value, Weights, write_gguf
+from helpers.twin import LETTERS, N_VOCAB, Array, Value, Weights, write_gguf
 from offgrid_llama.files.gguf import GGUF
 
 PATCH = 4
@@ -55,7 +56,7 @@ def dequantized(data: bytes, kind: str, n: int) -> Array:
         return np.frombuffer(data, np.float16)[:n].astype(np.float32)
     if kind == "q8_0":
         blocks = np.frombuffer(data, [("d", "<f2"), ("q", "i1", 32)])
-        return (blocks["d"].astype(np.float32)[:, None] * blocks["q"]).ravel()[:n]
+        return np.asarray(blocks["d"].astype(np.float32)[:, None] * blocks["q"]).ravel()[:n]
     if kind == "q4_1":
         blocks = np.frombuffer(data, [("d", "<f2"), ("m", "<f2"), ("q", "u1", 16)])
         values = np.concatenate([blocks["q"] & 15, blocks["q"] >> 4], axis=1)
@@ -150,10 +151,23 @@ def _audio(model: og.Model) -> Array:
         np.outer(token_embedding(model, word), np.sin(2 * np.pi * hertz * t)) * np.sqrt(2) / FRAME
         for word, hertz in TONES.items()
     ]
-    return np.sum(parts, axis=0).astype(np.float32)
+    return np.asarray(np.sum(parts, axis=0), np.float32)
 
 
-KINDS = {"idefics3": "vision", "qwen2vl": "vision", "qwen2a": "audio"}
+_MARKS = [
+    "\n\n", "\n", "<fake_token_around_image>", "<global-img>", *(f"<row_{i}_col_{j}>" for i in (1, 2) for j in (1, 2)),
+    "<|vision_start|>", "<|vision_end|>", "<|audio_bos|>", "<|audio_eos|>",
+]  # fmt: skip
+_TOKENS = ["<unk>", "<s>", "</s>", "<A>", "<B>", "<C>", "▁", *string.ascii_letters, "<", ">"][
+    : N_VOCAB - len(_MARKS)
+] + _MARKS
+MARKED: dict[str, Value] = {
+    **LETTERS, "tokenizer.ggml.tokens": _TOKENS,
+    "tokenizer.ggml.token_type": [2, 3, 3, 3, 3, 3, *[1] * (N_VOCAB - 6 - len(_MARKS)), *[4] * len(_MARKS)],
+}  # fmt: skip
+"""A vocabulary of letters for tiny models, with the tokens that mark pictures and sound for ``KINDS``."""
+
+KINDS = {"idefics3": "vision", "qwen2vl_merger": "vision", "qwen2a": "audio"}
 """Tiny random projectors: one with tiles and causal chunks, one for M-RoPE, one that hears mel spectrograms."""
 WIDTH, N_FF, N_HEAD, N_MEL = 16, 24, 2, 8
 
@@ -164,7 +178,7 @@ def write_random(path: Path, kind: str, projection: int, seed: int = 5) -> None:
     rng = np.random.default_rng(seed)
 
     def random(*shape: int) -> Array:
-        return (rng.standard_normal(shape) / np.sqrt(shape[-1])).astype(np.float32)
+        return np.asarray(rng.standard_normal(shape) / np.sqrt(shape[-1]), np.float32)
 
     keys: dict[str, Value] = {
         "general.architecture": "clip",

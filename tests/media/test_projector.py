@@ -14,7 +14,8 @@ import offgrid_llama as og
 from helpers.projectors import COLOURS, PATCH, TONES, encoder_keys, picture, token_embedding, tone, write_meaning
 from helpers.twin import write_gguf
 
-ASK = ("<|im_start|>user\nRepeat this word once:", "<|im_end|>\n<|im_start|>assistant\n")
+SYSTEM = "<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>\n"
+ASK = (f"{SYSTEM}<|im_start|>user\nRepeat this word once:", "<|im_end|>\n<|im_start|>assistant\n")
 
 
 def answer(projector: og.Projector, media: Sequence[og.Image | og.Audio], n: int = 8) -> str:
@@ -58,22 +59,23 @@ def test_embeddings_are_the_words(meaning: og.Projector, smollm2: og.Model) -> N
 def test_tokenize_is_text_marks_and_chunks(meaning: og.Projector) -> None:
     """Texts and marks next to each other are one list; a picture is one chunk with its content id."""
     image = og.Image(picture(" cat", 2 * PATCH, 3 * PATCH))
-    first, chunk, last = meaning.tokenize(["A", " B", image, "C"], add_special=False)
-    vocab = meaning.model.vocab
-    assert isinstance(first, list)
-    assert isinstance(last, list)
-    assert isinstance(chunk, og.MediaChunk)
-    assert vocab.detokenize(first) == "A B<|image>"
-    assert vocab.detokenize(last) == "<image|>C"
-    assert (chunk.kind, chunk.id, chunk.n_tokens, chunk.n_positions, chunk.causal) == ("image", image.id, 6, 6, False)
-    assert chunk.positions(10).tolist() == list(range(10, 16))
-    chunk.close()
+    with meaning.tokenize(["A", " B", image, "C"], add_special=False) as parts:
+        first, chunk, last = parts
+        vocab = meaning.model.vocab
+        assert isinstance(first, list)
+        assert isinstance(last, list)
+        assert isinstance(chunk, og.MediaChunk)
+        assert vocab.detokenize(first) == "A B<|image>"
+        assert vocab.detokenize(last) == "<image|>C"
+        assert (chunk.kind, chunk.id, chunk.n_tokens, chunk.n_positions) == ("image", image.id, 6, 6)
+        assert not chunk.causal
+        assert chunk.positions(10).tolist() == list(range(10, 16))
     assert chunk.closed
 
 
 @pytest.mark.parametrize(("height", "width"), [(1, 1), (4, 4), (8, 4), (13, 9), (300, 5), (500, 400)])
 def test_tokens_are_counted_without_decoding(meaning: og.Projector, height: int, width: int) -> None:
-    """The count of a picture that nobody decoded is the count of the real thing."""
+    """The count of a picture that was not decoded is the count of the real thing."""
 
     class NotDecoded(og.Image):
         @property
@@ -81,8 +83,8 @@ def test_tokens_are_counted_without_decoding(meaning: og.Projector, height: int,
             raise AssertionError("decoded")
 
     array = np.zeros((height, width, 3), np.uint8)
-    total = sum(len(part) for part in meaning.tokenize([og.Image(array)], add_special=False))
-    assert meaning.n_tokens(NotDecoded(array)) == total
+    with meaning.tokenize([og.Image(array)], add_special=False) as parts:
+        assert meaning.n_tokens(NotDecoded(array)) == parts.n_tokens
 
 
 def test_a_sound_of_any_rate_and_form(meaning: og.Projector) -> None:
@@ -97,10 +99,10 @@ def test_a_sound_of_any_rate_and_form(meaning: og.Projector) -> None:
 
 def test_a_chunk_for_counting_is_not_encoded(meaning: og.Projector) -> None:
     """It says so, and nothing is computed of nothing."""
-    (_, chunk, _) = meaning.tokenize([og.Image(picture(" dog"))], decode=False)
-    assert isinstance(chunk, og.MediaChunk)
-    with chunk, pytest.raises(og.MediaError, match="decode=False"):
-        meaning.encode(chunk)
+    with meaning.tokenize([og.Image(picture(" dog"))], decode=False) as parts:
+        (chunk,) = parts.media
+        with pytest.raises(og.MediaError, match="decode=False"):
+            meaning.encode(chunk)
 
 
 def test_strangers_write_no_marks(meaning: og.Projector) -> None:
@@ -130,8 +132,7 @@ def test_ownership(smollm2_path: Path, meaning_path: Path) -> None:
     """A model closes its projectors, and a projector its chunks."""
     model = og.Model(smollm2_path)
     projector = og.Projector(model, meaning_path, image_min_tokens=1)
-    (_, chunk, _) = projector.tokenize([og.Image(picture(" dog"))])
-    assert isinstance(chunk, og.MediaChunk)
+    (chunk,) = projector.tokenize([og.Image(picture(" dog"))]).media
     model.close()
     assert projector.closed
     assert chunk.closed
@@ -169,8 +170,8 @@ def test_image_tokens_have_bounds(smollm2: og.Model, meaning_path: Path) -> None
     with og.Projector(smollm2, meaning_path, image_min_tokens=4, image_max_tokens=9) as projector:
         marks = projector.n_tokens(og.Audio(tone(" dog"), sample_rate=16000)) - 1
         assert projector.n_tokens(large) - marks <= 9 + 2
-        chunks = [part for part in projector.tokenize([og.Image(picture(" dog"))]) if isinstance(part, og.MediaChunk)]
-        assert 4 <= chunks[0].n_tokens <= 9
+        with projector.tokenize([og.Image(picture(" dog"))]) as parts:
+            assert 4 <= parts.media[0].n_tokens <= 9
     with pytest.raises(ValueError, match="image_min_tokens must be 9 or less"):
         og.Projector(smollm2, meaning_path, image_min_tokens=10, image_max_tokens=9)
     with pytest.raises(ValueError, match="image_max_tokens"):

@@ -16,6 +16,7 @@ import pytest
 
 import offgrid_llama as og
 from helpers.handles import n_children
+from offgrid_llama.context.batch import Rows
 
 PROMPT = "The capital of France is"
 CHAT = "<|im_start|>user\nWhat is 2+2?<|im_end|>\n<|im_start|>assistant\n"
@@ -448,7 +449,7 @@ def test_a_slow_reader_is_not_counted(say: Say, monkeypatch: pytest.MonkeyPatch)
     clock = [0.0]
 
     class Slow(og.Context):
-        def decode(self, batch: og.Batch) -> None:
+        def decode(self, batch: Rows) -> None:
             super().decode(batch)
             clock[0] += 1
 

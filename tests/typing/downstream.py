@@ -88,7 +88,10 @@ def media(model: og.Model) -> None:
                 if isinstance(part, og.MediaChunk):
                     context.decode(og.EmbeddingBatch(projector.encode(part), part.positions(0)))
                     assert_type(projector.decode(context, part, 0), int)
-        assert_type(og.generate(model, ["What is this?", image], projector=projector).text, str)
+        try:
+            assert_type(og.generate(model, ["What is this?", image], projector=projector).text, str)
+        except og.MediaError as error:
+            assert_type(error.message, str)
 
 
 def handed_on(engine: og.Engine, prompt: str, **options: Unpack[og.RequestArguments]) -> og.Completion:

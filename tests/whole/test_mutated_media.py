@@ -9,27 +9,31 @@ from __future__ import annotations
 import json
 from collections import Counter
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from helpers.architectures import ARCHITECTURES, N_EMBD
 from helpers.media_files import picture_files, sound_files
-from helpers.projectors import KINDS, write_random
-from helpers.twin import LETTERS
+from helpers.projectors import KINDS, MARKED, write_random
 
 if TYPE_CHECKING:
     from helpers.children import RunChild
 
 MEDIA = r"""
-import json, sys, random
+import json, os, random, resource, sys
+from pathlib import Path
+import offgrid_llama as og
 
 sys.path.append(sys.argv[1])
 folder, begin, end = sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
 from helpers.mutations import mutated
 
-files = sorted(__import__("pathlib").Path(folder).glob("media-*"))
-model = og.Model(folder + "/llama.gguf")
+files = sorted(Path(folder).glob("media-*"))
+from contextlib import ExitStack
+
+stack = ExitStack()
+model = stack.enter_context(og.Model(folder + "/llama.gguf"))
 sees = og.Projector(model, folder + "/idefics3.gguf")
 hears = og.Projector(model, folder + "/qwen2a.gguf")
 for case in range(begin, end):
@@ -46,23 +50,27 @@ for case in range(begin, end):
     except og.OffgridLlamaError as error:
         ended = type(error).__name__
     print(json.dumps([case, ended, file.name]), flush=True)
+stack.close()
 """
 
 PROJECTORS = r"""
-import json, sys, random
+import json, os, random, resource, sys
+from pathlib import Path
+import offgrid_llama as og
 
 sys.path.append(sys.argv[1])
 folder, begin, end = sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
-import resource
 from helpers.mutations import mutated_header
 
 resource.setrlimit(resource.RLIMIT_AS, (4 * 2**30,) * 2)
-models = {name: og.Model(folder + f"/{name}.gguf") for name in ("llama", "qwen2vl")}
-image = og.Image(open(folder + "/media-0.png", "rb"))
-audio = og.Audio(open(folder + "/media-0.wav", "rb"))
+from contextlib import ExitStack
+
+stack = ExitStack()
+models = {name: stack.enter_context(og.Model(folder + f"/{name}.gguf")) for name in ("llama", "qwen2vl")}
+image, audio = og.Image(folder + "/media-0.png"), og.Audio(folder + "/media-0.wav")
 for case in range(begin, end):
     rng = random.Random(case)
-    kind = rng.choice(["idefics3", "qwen2vl", "qwen2a"])
+    kind = rng.choice(["idefics3", "qwen2vl_merger", "qwen2a"])
     print(json.dumps([case, "begun", kind]), flush=True)
     path = folder + f"/mutated-{case}.gguf"
     with open(folder + f"/{kind}.gguf", "rb") as file:
@@ -71,13 +79,13 @@ for case in range(begin, end):
         file.write(data)
     ended = "taken"
     try:
-        with og.Projector(models["qwen2vl" if kind == "qwen2vl" else "llama"], path) as projector:
+        with og.Projector(models["qwen2vl" if kind == "qwen2vl_merger" else "llama"], path) as projector:
             projector.embed(image if projector.vision else audio)
     except og.OffgridLlamaError as error:
         ended = type(error).__name__
-    import os
     os.unlink(path)
     print(json.dumps([case, ended, kind]), flush=True)
+stack.close()
 """
 
 
@@ -86,11 +94,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Tiny models, a projector of each kind, and pictures and sounds of each format."""
     folder = tmp_path_factory.mktemp("mutated")
     for name in ("llama", "qwen2vl"):
-        ARCHITECTURES[name].write(folder / f"{name}.gguf", LETTERS)
+        ARCHITECTURES[name].write(folder / f"{name}.gguf", MARKED)
     for kind in KINDS:
         write_random(folder / f"{kind}.gguf", kind, N_EMBD)
-    for index, (suffix, data) in enumerate([*picture_files(), *sound_files()]):
-        (folder / f"media-{index}{suffix}").write_bytes(data)
+    for files in (picture_files(), sound_files()):
+        for index, (suffix, data) in enumerate(files):
+            (folder / f"media-{index}{suffix}").write_bytes(data)
     return folder
 
 
@@ -101,12 +110,13 @@ def run_cases(run_child: RunChild, source: str, folder: Path, count: int) -> tup
     begin = 0
     while begin < count:
         done = run_child(source, Path(__file__).parents[1], folder, str(begin), str(count), timeout=3000)
-        lines = [json.loads(line) for line in done.stdout.splitlines()]
+        lines: list[Any] = [json.loads(line) for line in done.stdout.splitlines()]
         ended.update(how for _, how, _ in lines if how != "begun")
-        last = lines[-1] if lines else [begin, "no start", done.stderr[-500:]]
-        if last[1] in ("begun", "no start"):
-            deaths.append(f"{last[0]} {last[2]}: {done.returncode} {done.stderr[-300:]}")
-        begin = last[0] + 1
+        assert lines, done.stderr[-800:]
+        case, how, what = lines[-1]
+        if how == "begun":
+            deaths.append(f"{case} {what}: {done.returncode} {done.stderr[-300:]}")
+        begin = case + 1
     return ended, deaths
 
 

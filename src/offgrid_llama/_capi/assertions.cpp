@@ -1,4 +1,4 @@
-// Failed assertions of ggml, thrown where somebody catches them. See guard.h.
+// Failed assertions of ggml, thrown where the guard catches them. See guard.h.
 //
 // libmtmd trusts a projector's file: an odd number in it fails one of some two hundred assertions while the file is loaded,
 // or while a picture is prepared, and ggml_abort ends the process. It calls a callback first, and a callback may throw.

@@ -160,15 +160,12 @@ class Context(Owner):
         self._one_micro_batch = self._pools or not causal_attn or not self.memory.ptr
 
     def decode(self, batch: Rows) -> None:
-        """Compute a Batch or an EmbeddingBatch and add it to the memory (``llama_decode``).
-
-        Its rows with ``logits=True`` can be read then.
+        """Compute a Batch or EmbeddingBatch, and add it to memory (``llama_decode``). Then its rows with logits can be read.
 
         Ctrl-C, ``cancel()`` and ``close()`` stop it between two operations, on the CPU within some milliseconds.
 
         Raises:
-            ValueError: the batch is empty, too long, or has tokens or sequences that the context does not, or embeddings of
-                another width.
+            ValueError: the batch is empty, too long, or has tokens, sequences or a width that the context does not.
             NoKVSlot, Aborted, InvalidBatch, DecodeFailed: see DecodeError for what memory holds then.
         """
         self.decode_with(batch, lib.og_decode)

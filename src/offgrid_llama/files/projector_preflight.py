@@ -33,6 +33,18 @@ _RANGES = {
 """The least and the most of numbers that libmtmd divides by, or makes room for as many of as it reads."""
 _DEPEND_ON_PROMPT = ("deepseek4v", "hunyuanvl")
 _WITHOUT_LAYERS = ("gemma4uv", "gemma4ua", "gemma3nv", "pockettts_gen")
+_OWN_EMBEDDING = ("gemma3nv", "deepseekocr", "deepseekocr2")
+"""Encoders that make patches of a picture in their own ways."""
+_NEEDED = {
+    "v.patch_embd.weight.1": (
+        "qwen2vl_merger", "qwen2.5vl_merger", "qwen2.5o", "qwen3vl_merger", "ling3vl", "exaone4_5", "glm4v", "mimovl",
+        "minimax_m3",
+    ),
+    "a.position_embd.weight": ("ultravox", "qwen2a", "qwen2.5o", "glma", "voxtral", "meralion", "musicflamingo"),
+}  # fmt: skip
+"""Tensors that libmtmd takes for optional, and does not look for before it reads them."""
+_BIASED = ("qwen2vl_merger", "qwen2.5vl_merger", "qwen2.5o")
+"""Encoders whose queries, keys and values all have biases."""
 _F32_ENDINGS = (".bias", "norm.weight", "ln1.weight", "ln2.weight", "ls1.weight", "ls2.weight")
 _TYPES_WITHOUT_PRODUCT = frozenset({"i8", "i16", "i32", "i64", "f64", "q8_1", "q8_K"})
 _CONVOLUTION = frozenset({"f32", "f16"})
@@ -121,6 +133,23 @@ def _wrong_type(file: _File) -> str | None:
     return None
 
 
+def _missing_tensor(file: _File) -> str | None:
+    """Some tensors are optional for libmtmd as it loads a file, and a null pointer as it computes."""
+    names = {tensor.name for tensor in file.tensors}
+    encoders = {"v": file.types.get("vision"), "a": file.types.get("audio")}
+    needed = [name for name, kinds in _NEEDED.items() if encoders[name[0]] in kinds]
+    if file.types.get("vision", _OWN_EMBEDDING[0]) not in _OWN_EMBEDDING:
+        needed.append("v.patch_embd.weight")
+    for name in sorted(names):
+        block, found, ending = name.partition("attn_out.weight")
+        if found and not ending and f"{block}attn_qkv.weight" not in names:
+            needed += [f"{block}attn_{part}.weight" for part in "qkv"]
+            if file.types.get("vision") in _BIASED and block.startswith("v."):
+                needed += [f"{block}attn_{part}.bias" for part in "qkv"]
+    missing = [name for name in needed if name not in names]
+    return f"it lacks the tensor {missing[0]}" if missing else None
+
+
 def _short_table(file: _File) -> str | None:
     """Gemma 4 looks positions up in a table: a kernel aborts on one behind its end."""
     if file.types.get("vision") not in ("gemma4v", "gemma4uv"):
@@ -133,5 +162,5 @@ def _short_table(file: _File) -> str | None:
 
 
 _RULES: tuple[Callable[[_File], str | None], ...] = (
-    _depends_on_prompt, _impossible_number, _impossible_float, _no_spread, _wrong_type, _short_table,
+    _depends_on_prompt, _impossible_number, _impossible_float, _no_spread, _wrong_type, _missing_tensor, _short_table,
 )  # fmt: skip

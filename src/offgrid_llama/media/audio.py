@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import struct
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from offgrid_llama.errors import MediaError
 from offgrid_llama.native.check import number, real
@@ -100,7 +100,7 @@ class Audio:
         return f"<Audio of {self.seconds:.1f} s {self.id[:8]}>"
 
 
-def _wav(source: npt.ArrayLike, sample_rate: int) -> bytes:
+def _wav(source: Any, sample_rate: int) -> bytes:
     """Return an array as a WAV file of floats, which libmtmd resamples like any other."""
     import numpy as np
 

@@ -14,8 +14,6 @@ if TYPE_CHECKING:
     import numpy.typing as npt
     from typing_extensions import Self
 
-    from .projector import Projector
-
 __all__ = ["Chunks", "MediaChunk"]
 
 
@@ -37,7 +35,7 @@ class MediaChunk(Owner):
 
     _instead = "tokenize the picture or the sound again"
 
-    def __init__(self, projector: Projector, ptr: Any, projector_ptr: Any, without_data: bool) -> None:
+    def __init__(self, ptr: Any, projector: Handle, *, causal: bool, has_sections: bool, without_data: bool) -> None:
         kinds: dict[int, Literal["image", "audio"]] = {
             lib.MTMD_INPUT_CHUNK_TYPE_IMAGE: "image", lib.MTMD_INPUT_CHUNK_TYPE_AUDIO: "audio",
         }  # fmt: skip
@@ -45,10 +43,10 @@ class MediaChunk(Owner):
         self.id = text_of(lib.mtmd_input_chunk_get_id(ptr))
         self.n_tokens: int = lib.mtmd_input_chunk_get_n_tokens(ptr)
         self.n_positions: int = lib.mtmd_input_chunk_get_n_pos(ptr)
-        self.causal = not lib.mtmd_decode_use_non_causal(projector_ptr, ptr)
+        self.causal = causal
         self.without_data = without_data
-        self._has_sections = projector.uses_mrope
-        self._own(Handle(f"MediaChunk {self.id[:8]}", ptr, lib.mtmd_input_chunk_free, projector.handle))
+        self._has_sections = has_sections
+        self._own(Handle(f"MediaChunk {self.id[:8]}", ptr, lib.mtmd_input_chunk_free, projector))
 
     def positions(self, first: int) -> npt.NDArray[np.int32]:
         """Return the position of each embedding, as ``EmbeddingBatch`` takes them, where the chunk begins at ``first``.

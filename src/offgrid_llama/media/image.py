@@ -125,9 +125,9 @@ def _array(source: Any) -> npt.NDArray[np.uint8]:
         raise ValueError(
             f"a picture's array must have the shape [height, width, 3] or [height, width], not {pixels.shape}"
         )
-    pixels = np.ascontiguousarray(pixels).copy()
-    pixels.flags.writeable = False
-    return pixels
+    copied: npt.NDArray[np.uint8] = np.ascontiguousarray(pixels).copy()
+    copied.flags.writeable = False
+    return copied
 
 
 def _digest(*parts: bytes) -> str:
@@ -149,13 +149,14 @@ def _decoded(data: bytes, name: str) -> npt.NDArray[np.uint8]:
     try:
         width, height = lib.mtmd_bitmap_get_nx(bitmap), lib.mtmd_bitmap_get_ny(bitmap)
         pixels = ffi.buffer(lib.mtmd_bitmap_get_data(bitmap), lib.mtmd_bitmap_get_n_bytes(bitmap))
-        return np.frombuffer(pixels, np.uint8).reshape(height, width, 3).copy()
+        decoded: npt.NDArray[np.uint8] = np.frombuffer(pixels, np.uint8).reshape(height, width, 3).copy()
+        return decoded
     finally:
         lib.mtmd_bitmap_free(bitmap)
 
 
 def _upright(pixels: npt.NDArray[np.uint8], orientation: int) -> npt.NDArray[np.uint8]:
-    """Return a stored picture as it is to be seen, by its EXIF orientation."""
+    """Return a stored picture upright, by its EXIF orientation."""
     import numpy as np
 
     if orientation >= 5:

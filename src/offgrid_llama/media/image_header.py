@@ -27,7 +27,7 @@ class ImageHeader:
         width, height: in pixels, as stored.
         animated: whether the file has more than one picture.
         complete: whether the file has its end.
-        orientation: of EXIF, 1 to 8: how the stored picture is to be turned; 1 is upright.
+        orientation: of EXIF, 1 to 8: the turn that makes the stored picture upright; 1 is none.
     """
 
     format: str
@@ -118,12 +118,12 @@ def _gif(data: bytes) -> ImageHeader:
             return ImageHeader("GIF", width, height, pictures > 1, complete=pictures > 0)
         if block == 0x2C:  # a picture
             pictures += 1
-            at += 11 + _palette_bytes(data[at + 9])
+            at += 11 + _palette_bytes(data[at + 9]) if at + 9 < len(data) else 11
         elif block == 0x21:  # an extension
             at += 2
         else:
             break
-        while data[at]:
+        while at < len(data) and data[at]:
             at += 1 + data[at]
         at += 1
     return ImageHeader("GIF", width, height, pictures > 1, complete=False)

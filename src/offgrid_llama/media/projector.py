@@ -222,7 +222,9 @@ class Projector(Owner):
                 chunks.add(tokens)
                 continue
             copy = not_null(lib.mtmd_input_chunk_copy(chunk), lambda log: MediaError("no memory", log=log))
-            chunks.append(MediaChunk(self, copy, ptr, without_data))
+            causal = not lib.mtmd_decode_use_non_causal(ptr, chunk)
+            options = {"causal": causal, "has_sections": self.uses_mrope, "without_data": without_data}
+            chunks.append(MediaChunk(copy, self.handle, **options))
 
     def n_tokens(self, media: Media) -> int:
         """Return how many tokens a picture or a sound takes in a prompt, with the marks around it. No pixel is decoded."""
@@ -247,7 +249,8 @@ class Projector(Owner):
             raise_pending()
             size = chunk.n_tokens * self.n_embd * 4
             embeddings = np.frombuffer(ffi.buffer(lib.mtmd_get_output_embd(ptr), size), np.float32)
-            return embeddings.reshape(chunk.n_tokens, self.n_embd).copy()
+            copied: npt.NDArray[np.float32] = embeddings.reshape(chunk.n_tokens, self.n_embd).copy()
+            return copied
 
     def embed(self, media: Media) -> npt.NDArray[np.float32]:
         """Return the embeddings of a picture or a sound, float32[n_tokens, n_embd], without those of the marks around it."""

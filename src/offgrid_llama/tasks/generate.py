@@ -88,7 +88,7 @@ class Generation(Bound):
 
 def generate(
     model: Model,
-    prompt: str | bytes | Sequence[int] | Sequence[PromptPart],
+    prompt: str | bytes | Sequence[int | PromptPart],
     *,
     projector: Projector | None = None,
     n_ctx: int | None = None,
@@ -118,7 +118,7 @@ def generate(
 
 def _prompt(
     model: Model,
-    prompt: str | bytes | Sequence[int] | Sequence[PromptPart],
+    prompt: str | bytes | Sequence[int | PromptPart],
     projector: Projector | None,
     parse_special: bool,
 ) -> Prompt:
