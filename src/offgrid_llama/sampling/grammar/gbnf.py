@@ -34,6 +34,7 @@ _SPACE = re.compile(r"(?:[ \t]|#[^\r\n]*)*")
 _SPACE_AND_LINES = re.compile(r"(?:[ \t\r\n]|#[^\r\n]*)*")
 _NAME = re.compile(r"[A-Za-z0-9-]+")
 CHAR = re.compile(r'\\(?:x[0-9a-fA-F]{2}|u[0-9a-fA-F]{4}|U[0-9a-fA-F]{8}|[trn\\"\[\]-])|[^\\]', re.DOTALL)
+_PLAIN = re.compile(r'[^"\\]+')
 _TOKEN = re.compile(r"!?<(?:\[([0-9]+)\]|([^>]*))>")
 _S = _SPACE_AND_LINES.pattern
 _REPETITION = re.compile(rf"\{{{_S}([0-9]+){_S}(?:(,){_S}([0-9]+)?{_S})?\}}")
@@ -229,8 +230,12 @@ class _Reader:
         begin, width = self.pos, 0
         self.pos += 1
         while not self.text.startswith('"', self.pos):
-            self.char("a string", begin)
-            width += 1
+            if plain := _PLAIN.match(self.text, self.pos):
+                width += plain.end() - self.pos
+                self.pos = plain.end()
+            else:
+                self.char("a string", begin)
+                width += 1
         self.pos += 1
         return width
 

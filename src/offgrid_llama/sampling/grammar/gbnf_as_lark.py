@@ -7,6 +7,7 @@ bounded time. Each terminal here is one character, because llguidance takes the 
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 
 from .gbnf import CHAR
@@ -56,7 +57,7 @@ class _Writer:
         if text == ".":
             return "/(?s:.)/"
         if text[0] == '"':
-            return " ".join(_class([(code, code)]) for code in _codes(text[1:-1]))
+            return " ".join(map(_character, _codes(text[1:-1])))
         if text[0] == "[":
             negated = text.startswith("[^")
             return _class(_ranges(text[1 + negated : -1]), negated=negated)
@@ -68,6 +69,8 @@ class _Writer:
 
 def _codes(text: str) -> list[int]:
     """Return the code points of a text with GBNF's escapes."""
+    if "\\" not in text:
+        return [*map(ord, text)]
     return [_code(match[0]) for match in CHAR.finditer(text)]
 
 
@@ -87,6 +90,12 @@ def _ranges(text: str) -> list[tuple[int, int]]:
             high, at = _code(last[0]), last.end()
         found.append((low, high))
     return found
+
+
+@functools.lru_cache(maxsize=4096)
+def _character(code: int) -> str:
+    """Return the terminal of one character of a string, which may have thousands of the same."""
+    return _class([(code, code)])
 
 
 def _class(ranges: Sequence[tuple[int, int]], *, negated: bool = False) -> str:
