@@ -8,10 +8,13 @@ import signal
 import subprocess
 from typing import TYPE_CHECKING, Any
 
+import PIL.Image
 import pytest
+import soundfile
 
 import offgrid_llama as og
 from helpers.commands import COMMAND, COUNTING, ENVIRONMENT, MAIN, SPEED, Cli, in_terminal, posix
+from helpers.projectors import COLOURS, picture, tone, write_meaning
 from helpers.twin import LETTERS, write_tiny_llama
 
 if TYPE_CHECKING:
@@ -156,3 +159,48 @@ def test_a_system_message_that_the_template_does_not_take(tmp_path: Path) -> Non
     with og.Model(tmp_path / "refusing.gguf") as model:
         tokens = prompt_tokens(model, "abc", system="xyz", raw=False)
         assert tokens == model.vocab.tokenize("xyz\n\nabc")
+
+
+@pytest.fixture(scope="module")
+def seeing(smollm2: og.Model, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a projector for the default model, pictures that mean words, and a sound."""
+    folder = tmp_path_factory.mktemp("media")
+    write_meaning(folder / "mmproj.gguf", smollm2)
+    for word in COLOURS:
+        PIL.Image.fromarray(picture(word, 48, 48)).save(folder / f"{word.strip()}.png")
+    soundfile.write(folder / "cat.wav", tone(" cat", 3), 16000)
+    return folder
+
+
+@pytest.mark.parametrize("raw", [(), ("--raw",)], ids=["chat", "raw"])
+def test_pictures_and_sound(cli: Cli, seeing: Path, raw: tuple[str, ...]) -> None:
+    """A picture and a sound come before the prompt, once each, and the prompt tells how many tokens they take."""
+    common = ["run", "--json", "-n", "1", *raw, "What is this?"]
+    plain = json.loads(cli(*common)[0])["n_prompt"]
+    with_projector = [*common, "--projector", seeing / "mmproj.gguf"]
+    assert json.loads(cli(*with_projector)[0])["n_prompt"] == plain
+    picture_alone = json.loads(cli(*with_projector, "--image", seeing / "dog.png")[0])["n_prompt"] - plain
+    sound_alone = json.loads(cli(*with_projector, "--audio", seeing / "cat.wav")[0])["n_prompt"] - plain
+    assert picture_alone > 60  # the encoder makes at least 70 tokens of any picture, beside its marks
+    assert 3 < sound_alone < 20
+    both = cli(*with_projector, "--image", seeing / "dog.png", "--audio", seeing / "cat.wav")[0]
+    assert json.loads(both)["n_prompt"] - plain == picture_alone + sound_alone
+
+
+def test_it_says_what_it_hears(cli: Cli, seeing: Path) -> None:
+    """800 Hz is a cat."""
+    asked = ["run", "-t", "0", "-n", "20", "--mmproj", seeing / "mmproj.gguf", "--audio", seeing / "cat.wav"]
+    out, _ = cli(*asked, "Repeat this word once.")
+    assert "cat" in out.lower()
+
+
+def test_pictures_that_cannot_be_taken(cli: Cli, seeing: Path, tmp_path: Path) -> None:
+    """Without a projector, without a file, and with one that is no picture: a line that says what to do."""
+    _, err = cli("run", "--image", seeing / "dog.png", "x", code=2)
+    assert "--image and --audio need --projector FILE" in err
+    projector = ("--projector", seeing / "mmproj.gguf")
+    _, err = cli("run", *projector, "--image", tmp_path / "none.png", "x", code=3)
+    assert "none.png" in err
+    (tmp_path / "text.png").write_text("hello")
+    _, err = cli("run", *projector, "--image", tmp_path / "text.png", "x", code=1)
+    assert "is no PNG, JPEG, GIF or BMP" in err

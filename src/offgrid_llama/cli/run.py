@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -10,7 +11,7 @@ import typer
 from offgrid_llama import store
 
 from . import output
-from .exits import INTERRUPTED
+from .exits import INTERRUPTED, UsageError
 from .options import (
     GpuLayers,
     Json,
@@ -27,6 +28,7 @@ from .options import (
 )
 
 if TYPE_CHECKING:
+    from offgrid_llama.media.projector import Media
     from offgrid_llama.tasks.generate import Generation
     from offgrid_llama.tasks.request_options import GenerationArguments
 
@@ -52,6 +54,14 @@ def run(
     seed: Seed = None,
     stop: Annotated[list[str] | None, typer.Option(help="End the answer before this text; may be repeated.")] = None,
     grammar: Annotated[Path | None, typer.Option(metavar="FILE", help="A GBNF grammar for the answer.")] = None,
+    image: Annotated[
+        list[Path] | None, typer.Option(metavar="FILE", help="A picture to look at; may be repeated.")
+    ] = None,
+    audio: Annotated[list[Path] | None, typer.Option(metavar="FILE", help="A sound to hear; may be repeated.")] = None,
+    projector: Annotated[
+        Path | None,
+        typer.Option("--projector", "--mmproj", metavar="FILE", help="The model's projector, to see or hear."),
+    ] = None,
     n_ctx: Annotated[
         int | None, typer.Option(min=1, help="Positions of the context.", show_default="prompt and answer")
     ] = None,
@@ -61,12 +71,14 @@ def run(
     verbose: Verbose = False,
 ) -> None:
     """Stream an answer to stdout, and its speed to stderr."""
+    from offgrid_llama.media.projector import Projector
     from offgrid_llama.model.model import Model
     from offgrid_llama.sampling.grammar.grammar import Grammar
     from offgrid_llama.tasks.generate import generate
 
-    from .prompt import prompt_tokens
+    from .prompt import media_prompt, prompt_tokens
 
+    media = _media(image or [], audio or [], projector)
     layers = gpu_layers(n_gpu_layers)
     options: GenerationArguments = {
         "max_tokens": max_tokens, "temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p, "seed": seed,
@@ -77,9 +89,15 @@ def run(
     text = read_text(prompt)
     if prompt == "-":
         text = text.removesuffix("\n").removesuffix("\r")  # the newline that echo adds
-    with Model(to_file(model), n_gpu_layers=layers) as loaded:
-        tokens = prompt_tokens(loaded, text, system=system, raw=raw)
-        with generate(loaded, tokens, n_ctx=n_ctx, n_threads=n_threads, **options) as generation:
+    with Model(to_file(model), n_gpu_layers=layers) as loaded, ExitStack() as stack:
+        if projector is None:
+            asked: Any = prompt_tokens(loaded, text, system=system, raw=raw)
+            encoder = None
+        else:
+            encoder = stack.enter_context(Projector(loaded, projector, n_threads=n_threads))
+            asked = media_prompt(loaded, text, media, system=system, raw=raw)
+        generation = generate(loaded, asked, projector=encoder, n_ctx=n_ctx, n_threads=n_threads, **options)
+        with generation:
             interrupted = _answer(generation, quiet=json)
         if json:
             output.json_out(_summary(generation, model, interrupted))
@@ -87,6 +105,16 @@ def run(
             output.err(_speed(generation, max_tokens))
     if interrupted:
         raise typer.Exit(INTERRUPTED)
+
+
+def _media(images: list[Path], sounds: list[Path], projector: Path | None) -> list[Media]:
+    """Return the pictures, then the sounds. They are read before the model is loaded, which takes longer."""
+    from offgrid_llama.media.audio import Audio
+    from offgrid_llama.media.image import Image
+
+    if (images or sounds) and projector is None:
+        raise UsageError("--image and --audio need --projector FILE, the model's second file (an mmproj)")
+    return [*map(Image, images), *map(Audio, sounds)]
 
 
 def _answer(generation: Generation, *, quiet: bool) -> bool:

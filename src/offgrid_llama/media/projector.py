@@ -38,7 +38,7 @@ MAX_IMAGE_TOKENS = 2**16
 """Tokens of a picture that ``image_max_tokens`` can allow."""
 
 Media: TypeAlias = Image | Audio
-PromptPart: TypeAlias = str | Image | Audio
+PromptPart: TypeAlias = int | str | Image | Audio
 
 
 class Projector(Owner):
@@ -131,8 +131,9 @@ class Projector(Owner):
         caller: close them, in a ``with`` block for instance.
 
         Args:
-            parts: texts, Images and Audios, in order.
-            add_special: add the tokens that the model wants at the beginning and the end, such as BOS.
+            parts: texts, Images, Audios and token ids, in order.
+            add_special: add the tokens that the model wants at the beginning and the end, such as BOS, unless there are token
+                ids among the parts: such a prompt is taken as it is.
             parse_special: read control tokens in texts. Not for texts of strangers.
             decode: decode pictures. False is for counting: nothing of a picture's file but its header is looked at.
 
@@ -144,6 +145,7 @@ class Projector(Owner):
         """
         vocab = self.model.vocab
         chunks = Chunks()
+        add_special = add_special and not any(isinstance(part, int) for part in parts)
         try:
             if add_special and vocab.add_bos and vocab.bos is not None:
                 chunks.add([vocab.bos])
@@ -152,8 +154,12 @@ class Projector(Owner):
                     chunks.add(vocab.tokenize(part, add_special=False, parse_special=parse_special))
                 elif isinstance(part, (Image, Audio)):
                     self._add(chunks, part, decode)
+                elif isinstance(part, int):
+                    chunks.add([vocab.check_token(f"parts[{index}]", part)])
                 else:
-                    raise TypeError(f"parts[{index}] must be a str, an Image or an Audio, not {type(part).__name__}")
+                    raise TypeError(
+                        f"parts[{index}] must be a str, an Image, an Audio or a token id, not {type(part).__name__}"
+                    )
             if add_special and vocab.add_eos and vocab.eos is not None:
                 chunks.add([vocab.eos])
         except BaseException:

@@ -88,7 +88,7 @@ class Generation(Bound):
 
 def generate(
     model: Model,
-    prompt: str | bytes | Sequence[int | PromptPart],
+    prompt: str | bytes | Sequence[PromptPart],
     *,
     projector: Projector | None = None,
     n_ctx: int | None = None,
@@ -99,8 +99,8 @@ def generate(
 
     Args:
         model: the Model.
-        prompt: text (str, or bytes of UTF-8), or token ids as they are; beside a projector, a list of texts, Images
-            and Audios, too.
+        prompt: text (str, or bytes of UTF-8), or token ids as they are; beside a projector, a list of texts, Images,
+            Audios and token ids, too.
         projector: the model's Projector, if the prompt has pictures or sound.
         n_ctx: positions; None is the prompt and ``max_tokens``, and at most what the model was trained for.
         n_threads: threads to compute with; None is the number of physical cores (see Context).
@@ -118,7 +118,7 @@ def generate(
 
 def _prompt(
     model: Model,
-    prompt: str | bytes | Sequence[int | PromptPart],
+    prompt: str | bytes | Sequence[PromptPart],
     projector: Projector | None,
     parse_special: bool,
 ) -> Prompt:
