@@ -72,7 +72,8 @@ def _tokens(model: Model, parts: Sequence[RenderedPart]) -> list[int]:
 
 def _split(parts: Sequence[RenderedPart], marks: Sequence[str]) -> Iterator[list[RenderedPart]]:
     """Yield the parts before, between and behind the marks, which come in this order; a part may have several."""
-    left, piece = list(marks), []
+    left = list(marks)
+    piece: list[RenderedPart] = []
     for part in parts:
         rest = part.text
         while left and left[0] in rest:

@@ -132,8 +132,8 @@ class Projector(Owner):
 
         Args:
             parts: texts, Images, Audios and token ids, in order.
-            add_special: add the tokens that the model wants at the beginning and the end, such as BOS, unless there are token
-                ids among the parts: such a prompt is taken as it is.
+            add_special: add the tokens that the model wants at the beginning and the end, such as BOS. A prompt with token
+                ids among its parts is taken as it is.
             parse_special: read control tokens in texts. Not for texts of strangers.
             decode: decode pictures. False is for counting: nothing of a picture's file but its header is looked at.
 

@@ -128,7 +128,7 @@ def _prompt(
         return TokenPrompt(prompt_tokens(model.vocab, prompt, parse_special=parse_special))  # type: ignore[arg-type]
     if projector.model is not model:
         raise ValueError(f"projector is that of {projector.model.handle.name}, and model is {model.handle.name}")
-    return MediaPrompt(projector, prompt, parse_special)  # type: ignore[arg-type]
+    return MediaPrompt(projector, prompt, parse_special)
 
 
 def start(
