@@ -92,6 +92,14 @@ def test_files_that_are_refused(data: bytes, said: str) -> None:
         og.Audio(data)
 
 
+def test_a_file_that_claims_two_rates() -> None:
+    """The first one counts, as it does for the decoder: no later one hides a sound that takes memory without end."""
+    slow = wav(10_000, rate=1)
+    second = slow[12:36].replace(struct.pack("<I", 1), struct.pack("<I", RATE))
+    with pytest.raises(og.MediaError, match="more than 3600"):
+        og.Audio(slow[:36] + second + slow[36:])
+
+
 def test_max_seconds() -> None:
     """The bound is the caller's."""
     assert og.Audio(TONE, sample_rate=RATE, max_seconds=1).seconds == 1

@@ -142,6 +142,27 @@ def test_damaged_pixels_are_told_when_they_are_decoded() -> None:
         _ = image.pixels
 
 
+def test_a_jpeg_that_claims_two_sizes() -> None:
+    """The first one counts, as it does for the decoder: no later one gets past max_pixels, or past the pixels' end."""
+    data = encoded("JPEG", SMOOTH)
+    at = data.index(b"\xff\xc0")
+    second = bytearray(data[at : at + 2 + int.from_bytes(data[at + 2 : at + 4], "big")])
+    second[5:9] = struct.pack(">HH", 4, 6)
+    double = data[: at + len(second)] + bytes(second) + data[at + len(second) :]
+    with pytest.raises(og.MediaError, match="60 x 40 pixels"):
+        og.Image(double, max_pixels=1000)
+    image = og.Image(double)
+    with suppress(og.MediaError):
+        assert image.pixels.shape == (40, 60, 3)
+
+
+def test_pixels_of_another_size_than_the_header(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are refused: libmtmd would read behind their end."""
+    monkeypatch.setattr("offgrid_llama.media.image._decoded", lambda data, name: PIXELS)
+    with pytest.raises(og.MediaError, match="another size"):
+        _ = og.Image(encoded("PNG", SMOOTH)).pixels
+
+
 def test_max_pixels() -> None:
     """The bound is the caller's, and holds for arrays, too."""
     assert og.Image(PIXELS, max_pixels=35).width == 7

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 MEDIA = r"""
 import json, os, random, resource, sys
+from contextlib import ExitStack
 from pathlib import Path
 import offgrid_llama as og
 
@@ -30,8 +31,6 @@ folder, begin, end = sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
 from helpers.mutations import mutated
 
 files = sorted(Path(folder).glob("media-*"))
-from contextlib import ExitStack
-
 stack = ExitStack()
 model = stack.enter_context(og.Model(folder + "/llama.gguf"))
 sees = og.Projector(model, folder + "/idefics3.gguf")
@@ -55,6 +54,7 @@ stack.close()
 
 PROJECTORS = r"""
 import json, os, random, resource, sys
+from contextlib import ExitStack
 from pathlib import Path
 import offgrid_llama as og
 
@@ -63,8 +63,6 @@ folder, begin, end = sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
 from helpers.mutations import mutated_header
 
 resource.setrlimit(resource.RLIMIT_AS, (4 * 2**30,) * 2)
-from contextlib import ExitStack
-
 stack = ExitStack()
 models = {name: stack.enter_context(og.Model(folder + f"/{name}.gguf")) for name in ("llama", "qwen2vl")}
 image, audio = og.Image(folder + "/media-0.png"), og.Audio(folder + "/media-0.wav")

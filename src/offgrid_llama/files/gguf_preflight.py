@@ -16,7 +16,7 @@ from offgrid_llama.errors import GGUFError
 from .architecture import WKV7_HEAD_MULTIPLE, wkv_head_multiple
 from .gguf_header import Metadata, Tensor
 
-__all__ = ["RULES", "Header", "Rule", "check"]
+__all__ = ["RULES", "TYPES_WITHOUT_PRODUCT", "Header", "Rule", "check"]
 
 MAX_LAYERS = 512
 """Layers of a model: ``LLAMA_MAX_LAYERS`` of llama-hparams.h, the length of arrays there."""
@@ -31,7 +31,7 @@ UNSPECIFIED_POOLING = 2**32 - 1
 
 _POOLING_TYPES = {*range(lib.LLAMA_POOLING_TYPE_RANK + 1), UNSPECIFIED_POOLING}
 _ROPE_SCALING_TYPES = ("none", "linear", "yarn", "longrope")
-_TYPES_WITHOUT_PRODUCT = frozenset({"i8", "i16", "i32", "i64", "f64", "q8_1", "q8_K"})
+TYPES_WITHOUT_PRODUCT = frozenset({"i8", "i16", "i32", "i64", "f64", "q8_1", "q8_K"})
 _ID_TABLES = ("d2t", "d2t.weight", "tid2eid.weight")  # tensors of token or expert ids, which are integers
 _F32_TENSORS = ("norm.weight", ".bias")  # added, or multiplied element by element
 
@@ -128,7 +128,7 @@ def _window_without_layers(header: Header) -> str | None:
 
 def _weights_without_product(header: Header) -> str | None:
     for tensor in header.tensors:
-        if tensor.type in _TYPES_WITHOUT_PRODUCT and not tensor.name.endswith(_ID_TABLES):
+        if tensor.type in TYPES_WITHOUT_PRODUCT and not tensor.name.endswith(_ID_TABLES):
             return f"{tensor.name} has the type {tensor.type}"
     return None
 

@@ -14,6 +14,7 @@ from typing import NamedTuple
 from offgrid_llama.errors import GGUFError
 
 from .gguf_header import Metadata, Tensor
+from .gguf_preflight import TYPES_WITHOUT_PRODUCT
 
 __all__ = ["MIN_SAMPLES", "check", "encoder_types"]
 
@@ -46,7 +47,6 @@ _NEEDED = {
 _BIASED = ("qwen2vl_merger", "qwen2.5vl_merger", "qwen2.5o")
 """Encoders whose queries, keys and values all have biases."""
 _F32_ENDINGS = (".bias", "norm.weight", "ln1.weight", "ln2.weight", "ls1.weight", "ls2.weight")
-_TYPES_WITHOUT_PRODUCT = frozenset({"i8", "i16", "i32", "i64", "f64", "q8_1", "q8_K"})
 _CONVOLUTION = frozenset({"f32", "f16"})
 _GEMMA4_MAX_TOKENS = 1120
 """Tokens of a picture that libmtmd allows for Gemma 4, unless it is told otherwise."""
@@ -124,7 +124,7 @@ def _no_spread(file: _File) -> str | None:
 
 def _wrong_type(file: _File) -> str | None:
     for tensor in file.tensors:
-        if tensor.type in _TYPES_WITHOUT_PRODUCT:
+        if tensor.type in TYPES_WITHOUT_PRODUCT:
             return f"{tensor.name} has the type {tensor.type}. ggml aborts on a product with it"
         if tensor.type != "f32" and tensor.name.endswith(_F32_ENDINGS):
             return f"{tensor.name} has the type {tensor.type}. ggml aborts where it adds or scales by what is not f32"

@@ -63,7 +63,7 @@ def _wav(data: bytes) -> AudioHeader | None:
     at, rate, bytes_a_frame = 12, 0, 0
     while at + 8 <= len(data):
         kind, length = struct.unpack_from("<4sI", data, at)
-        if kind == b"fmt ":
+        if kind == b"fmt " and not rate:  # miniaudio, too, takes the first
             _tag, _channels, rate, _bytes_a_second, bytes_a_frame = struct.unpack_from("<HHIIH", data, at + 8)
         elif kind == b"data":
             if not rate or not bytes_a_frame:

@@ -12,7 +12,7 @@ from offgrid_llama.native.backend import start
 from offgrid_llama.native.callbacks import forget_log
 from offgrid_llama.native.check import not_null, number
 
-from .image_header import ImageHeader, read_header
+from .image_header import EXIF_ORIENTATION, ImageHeader, read_header
 from .source import read
 
 if TYPE_CHECKING:
@@ -96,8 +96,11 @@ class Image:
         Raises MediaError if the file is damaged.
         """
         if self._pixels is None:
-            self._pixels = _upright(_decoded(self._data, self.name), self._orientation)
-            self._pixels.flags.writeable = False
+            pixels = _upright(_decoded(self._data, self.name), self._orientation)
+            if pixels.shape != (self.height, self.width, 3):  # libmtmd is told the size of the header
+                raise MediaError(f"{self.name} is damaged: its pixels have another size than its header")
+            pixels.flags.writeable = False
+            self._pixels = pixels
         return self._pixels
 
     def __eq__(self, other: object) -> bool:
@@ -115,7 +118,7 @@ def _array(source: Any) -> npt.NDArray[np.uint8]:
     import numpy as np
 
     if hasattr(source, "convert") and hasattr(source, "mode"):  # PIL
-        source = _upright(np.asarray(source.convert("RGB")), source.getexif().get(0x0112, 1))
+        source = _upright(np.asarray(source.convert("RGB")), source.getexif().get(EXIF_ORIENTATION, 1))
     pixels = np.asarray(source)
     if pixels.dtype != np.uint8:
         raise ValueError(f"a picture's array must be of uint8, from 0 to 255, not {pixels.dtype}")

@@ -9,13 +9,14 @@ from __future__ import annotations
 import struct
 from dataclasses import dataclass
 
-__all__ = ["ImageHeader", "read_header"]
+__all__ = ["EXIF_ORIENTATION", "ImageHeader", "read_header"]
 
 _PNG = b"\x89PNG\r\n\x1a\n"
 _JPEG_WITHOUT_LENGTH = {0x01, *range(0xD0, 0xD9)}  # markers that stand alone
 _JPEG_SIZES = {0xC0, 0xC1, 0xC2}  # baseline, extended and progressive; stb_image knows no other
 _JPEG_OTHER_SIZES = {*range(0xC3, 0xD0)} - {0xC4, 0xC8, 0xCC}
-_EXIF_ORIENTATION = 0x0112
+EXIF_ORIENTATION = 0x0112
+"""The tag of EXIF that says how a picture is turned."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,7 @@ def _jpeg(data: bytes) -> ImageHeader | None:
             at += 2
             continue
         (length,) = struct.unpack_from(">H", data, at + 2)
-        if marker in _JPEG_SIZES:
+        if marker in _JPEG_SIZES and size is None:  # stb_image, too, takes the first
             height, width = struct.unpack_from(">HH", data, at + 5)
             size = width, height
         elif marker == 0xE1 and data[at + 4 : at + 10] == b"Exif\0\0":
@@ -103,7 +104,7 @@ def _orientation(tiff: bytes) -> int:
     (count,) = struct.unpack_from(f"{order}H", tiff, first)
     for at in range(first + 2, min(first + 2 + 12 * count, len(tiff) - 11), 12):
         tag, _kind, _count, value = struct.unpack_from(f"{order}HHIH", tiff, at)
-        if tag == _EXIF_ORIENTATION:
+        if tag == EXIF_ORIENTATION:
             return value if 1 <= value <= 8 else 1
     return 1
 

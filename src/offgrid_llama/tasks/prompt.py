@@ -61,11 +61,10 @@ class MediaPrompt:
 
     def __init__(self, projector: Projector, parts: Sequence[PromptPart], parse_special: bool) -> None:
         self._projector, self._parts, self._parse_special = projector, parts, parse_special
-        self.n_tokens = self.end = 0
-        self.n_together = 1
+        self.end, self.n_together = 0, 1
         with projector.tokenize(parts, parse_special=parse_special, decode=False) as counted:
+            self.n_tokens = counted.n_tokens
             for part in counted:
-                self.n_tokens += len(part)
                 if isinstance(part, list):
                     self.end += len(part)
                     continue
