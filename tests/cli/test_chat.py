@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import json
 import os
@@ -16,6 +17,8 @@ from pathlib import Path
 import pytest
 
 import offgrid_llama as og
+from helpers.media_files import png, wav
+from helpers.projectors import write_meaning
 from offgrid_llama.cli.chat import Talk, _allowed
 
 COMMAND = [sys.executable, "-W", "error", "-m", "offgrid_llama.cli", "chat", "-t", "0", "-n", "24"]
@@ -56,6 +59,30 @@ def test_a_conversation_from_a_pipe(smollm2_path: Path, tmp_path: Path) -> None:
     assert json.loads(file.read_text(encoding="utf-8")) == messages[:1]
     assert "There is no question yet." in err
     assert "There is no answer yet." in err
+
+
+def test_pictures_and_sounds(smollm2: og.Model, tmp_path: Path) -> None:
+    """/image and /audio go with the next message, are saved with it, and are there when it is loaded or asked again."""
+    projector, image, sound, file = (tmp_path / name for name in ("mmproj.gguf", "a.png", "a.wav", "talk.json"))
+    write_meaning(projector, smollm2)
+    image.write_bytes(base64.b64decode(png(" dog")))
+    sound.write_bytes(base64.b64decode(wav(" cat")))
+    arguments = ("-m", smollm2.path, "--system", "You are a helpful AI assistant named SmolLM, trained by Hugging Face")
+    lines = f"/image {image}\nRepeat this word once:\n/save {file}\n/clear\n/audio {sound}\nRepeat this word once:\n/retry\n"
+    out, err = piped(*arguments, "--projector", projector, lines=lines)
+    seen, *heard = out.splitlines()
+    assert err == ""
+    assert "dog" in seen
+    assert len(heard) == 2
+    assert all("cat" in line for line in heard)
+    again, _ = piped(*arguments, "--projector", projector, lines=f"/load {file}\n/retry\n")
+    assert again == f"{seen}\n"
+    lines = f"/image {image}\n"
+    assert "--projector" in piped(*arguments, lines=lines)[1]
+    lines = f"/image {sound}\n/image\n/image {tmp_path / 'none.png'}\n"
+    _, err = piped(*arguments, "--projector", projector, lines=lines)
+    told = zip(("no PNG", "the name of a file", "none.png"), err.splitlines(), strict=True)
+    assert all(words in line for words, line in told)
 
 
 def test_what_goes_wrong_in_a_conversation(smollm2_path: Path, gemma_path: Path, tmp_path: Path) -> None:

@@ -97,7 +97,7 @@ def test_prefixes_end_with_whole_pieces() -> None:
     for trim, n_cached in ((Trim.ANY, 20), (Trim.NOTHING, 0)):
         slots = Slots(Limits(2, n_batch=64, n_ctx_seq=200, piece=10, trim=trim))
         first = slots.take([1] * 25)
-        slots.set_computed(first.seq, 45)  # type: ignore[union-attr]
+        slots.kept(first.seq, [1] * 45, 45, 45)  # type: ignore[union-attr]
         slots.release(first.seq, [1] * 20)  # type: ignore[union-attr]
         taken = slots.take([1] * 60)
         assert taken.n_cached == n_cached  # type: ignore[union-attr]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from offgrid_llama.engine.planning.chunk_pace import ChunkPace
 from offgrid_llama.engine.planning.costs import Costs
 from offgrid_llama.engine.planning.pace import Pace
 from offgrid_llama.engine.planning.padding import Padding
@@ -18,6 +19,16 @@ class MadeUpPace(Pace):
 
     def prompt_budget(self, n_generating: int, waiting: float, n_tokens: int) -> int:
         return self.budget(n_generating, waiting, n_tokens)
+
+    def seconds_beside(self, n_generating: int, waiting: float) -> float | None:
+        return self.budget(n_generating, waiting, 1) or None
+
+
+class MadeUpChunkPace(ChunkPace):
+    """Gives a picture as many rows as seconds."""
+
+    def rows(self, seconds: float) -> int:
+        return int(seconds)
 
 
 class MadeUpPadding(Padding):

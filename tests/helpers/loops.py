@@ -9,6 +9,7 @@ from offgrid_llama.engine.completion import Answer, Events
 from offgrid_llama.engine.loop import Loop
 from offgrid_llama.engine.planning.estimates import Estimates
 from offgrid_llama.engine.planning.limits import Limits
+from offgrid_llama.engine.planning.operations import Operation
 from offgrid_llama.engine.planning.plan import Plan
 from offgrid_llama.engine.planning.scheduler import Scheduler
 from offgrid_llama.engine.planning.slots import Slots
@@ -38,6 +39,7 @@ class Parrot:
     def lengths(self) -> list[int]:
         return []
 
+    def carry_out(self, operations: Sequence[Operation]) -> None: ...
     def set_n_threads(self, n_threads: int) -> None: ...
     def interrupt(self, on: bool = True) -> None: ...
     def abort(self) -> None: ...

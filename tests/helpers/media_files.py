@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import base64
 import io
 
 import numpy as np
 import PIL.Image
 import soundfile
+
+from helpers.projectors import picture, tone
+from offgrid_llama.media.audio import Audio
 
 RNG = np.random.default_rng(4)
 
@@ -42,3 +46,15 @@ def sound_files() -> list[tuple[str, bytes]]:
         soundfile.write(file, array, rate, format=kind, **options)
         found.append((f".{kind.lower()}", file.getvalue()))
     return found
+
+
+def png(word: str, size: int = 4) -> str:
+    """Return a picture that means a word, as a PNG file in base64."""
+    file = io.BytesIO()
+    PIL.Image.fromarray(picture(word, size, size)).save(file, "PNG")
+    return base64.b64encode(file.getvalue()).decode()
+
+
+def wav(word: str) -> str:
+    """Return a sound that means a word, as a WAV file in base64."""
+    return base64.b64encode(Audio(tone(word), sample_rate=16000).data).decode()

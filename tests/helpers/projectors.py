@@ -91,15 +91,20 @@ def write_meaning(path: Path, model: og.Model, *, vision: bool = True, audio: bo
     }
     weights: Weights = {}
     if vision:
-        keys |= encoder_keys("vision", "gemma4uv", model.n_embd, 4) | {
-            "clip.vision.image_size": 4 * PATCH, "clip.vision.patch_size": PATCH, "clip.vision.projector.scale_factor": 1,
-            "clip.vision.image_mean": [0.0] * 3, "clip.vision.image_std": [1.0] * 3,
-        }  # fmt: skip
+        keys |= _patch_keys(model.n_embd)
         weights |= _vision(model)
     if audio:
         keys |= encoder_keys("audio", "gemma4ua", model.n_embd, 1) | {"clip.audio.num_mel_bins": FRAME}
         weights["mm.a.input_projection.weight"] = _audio(model)
     write_gguf(path, keys, weights)
+
+
+def _patch_keys(projection: int) -> dict[str, Value]:
+    """Return the keys of an encoder of pictures without a transformer, whose chunks are not causal."""
+    return encoder_keys("vision", "gemma4uv", projection, 4) | {
+        "clip.vision.image_size": 4 * PATCH, "clip.vision.patch_size": PATCH, "clip.vision.projector.scale_factor": 1,
+        "clip.vision.image_mean": [0.0] * 3, "clip.vision.image_std": [1.0] * 3,
+    }  # fmt: skip
 
 
 def encoder_keys(name: str, kind: str, projection: int, n_embd: int) -> dict[str, Value]:
@@ -111,7 +116,18 @@ def encoder_keys(name: str, kind: str, projection: int, n_embd: int) -> dict[str
     }  # fmt: skip
 
 
-def _vision(model: og.Model) -> Weights:
+def write_patches(path: Path, projection: int, seed: int = 5) -> None:
+    """Write the projector of pictures that ``write_meaning`` writes, but random: one whose chunks are not causal."""
+    keys: dict[str, Value] = {"general.architecture": "clip", "clip.has_vision_encoder": True}
+    weights = _patches(projection)
+    weights["mm.input_projection.weight"] = (
+        np.random.default_rng(seed).standard_normal((projection, 4)).astype(np.float32)
+    )
+    write_gguf(path, keys | _patch_keys(projection), weights)
+
+
+def _patches(projection: int) -> Weights:
+    """Return the weights that make four values of a patch, and a projection of zeros."""
     n_values = 3 * PATCH * PATCH
     average = np.zeros((4, n_values), np.float32)
     for channel in range(3):  # im2col lays out a patch by channels
@@ -121,11 +137,17 @@ def _vision(model: og.Model) -> Weights:
         "v.patch_embd.weight": average,
         "v.patch_embd.bias": bias,
         "v.position_embd.weight": np.zeros((2, 4096, 4), np.float32),
-        "mm.input_projection.weight": np.zeros((model.n_embd, 4), np.float32),
+        "mm.input_projection.weight": np.zeros((projection, 4), np.float32),
     }
     for index, width in ((1, n_values), (2, 4), (3, 4)):
         weights[f"v.patch_norm.{index}.weight"] = np.ones(width, np.float32)
         weights[f"v.patch_norm.{index}.bias"] = np.zeros(width, np.float32)
+    return weights
+
+
+def _vision(model: og.Model) -> Weights:
+    weights = _patches(model.n_embd)
+    average, bias = np.asarray(weights["v.patch_embd.weight"]), np.asarray(weights["v.patch_embd.bias"])
     codes = np.stack([_code(colour, average, bias) for colour in COLOURS.values()])
     targets = np.stack([token_embedding(model, word) for word in COLOURS])
     weights["mm.input_projection.weight"] = np.linalg.lstsq(codes, targets, rcond=None)[0].T.astype(np.float32).copy()
@@ -156,7 +178,7 @@ def _audio(model: og.Model) -> Array:
 
 _MARKS = [
     "\n\n", "\n", "<fake_token_around_image>", "<global-img>", *(f"<row_{i}_col_{j}>" for i in (1, 2) for j in (1, 2)),
-    "<|vision_start|>", "<|vision_end|>", "<|audio_bos|>", "<|audio_eos|>",
+    "<|vision_start|>", "<|vision_end|>", "<|audio_bos|>", "<|audio_eos|>", "<|image>", "<image|>",
 ]  # fmt: skip
 _TOKENS = ["<unk>", "<s>", "</s>", "<A>", "<B>", "<C>", "▁", *string.ascii_letters, "<", ">"][
     : N_VOCAB - len(_MARKS)
@@ -167,13 +189,26 @@ MARKED: dict[str, Value] = {
 }  # fmt: skip
 """A vocabulary of letters for tiny models, with the tokens that mark pictures and sound for ``KINDS``."""
 
-KINDS = {"idefics3": "vision", "qwen2vl_merger": "vision", "qwen2a": "audio"}
-"""Tiny random projectors: one with tiles and causal chunks, one for M-RoPE, one that hears mel spectrograms."""
+KINDS = {"idefics3": "vision", "qwen2vl_merger": "vision", "qwen2a": "audio", "mlp": "vision"}
+"""Tiny random projectors: one with tiles and causal chunks, one for M-RoPE, one that hears mel spectrograms, and one without
+marks around a picture."""
 WIDTH, N_FF, N_HEAD, N_MEL = 16, 24, 2, 8
 
 
-def write_random(path: Path, kind: str, projection: int, seed: int = 5) -> None:
-    """Write a tiny projector with random weights whose embeddings have ``projection`` values."""
+def write_random(
+    path: Path, kind: str, projection: int, seed: int = 5, *, side: int = 4 * PATCH, n_layer: int = 1, n_tiles: int = 2
+) -> None:
+    """Write a tiny projector with random weights.
+
+    Args:
+        path: the file.
+        kind: one of KINDS.
+        projection: values of its embeddings.
+        seed: of the weights.
+        side: pixels of a picture's side, or of a tile's.
+        n_layer: layers of the transformer.
+        n_tiles: how many tiles a picture's side has at most, in a kind with tiles.
+    """
     encoder = KINDS[kind]
     rng = np.random.default_rng(seed)
 
@@ -186,10 +221,10 @@ def write_random(path: Path, kind: str, projection: int, seed: int = 5) -> None:
         "clip.use_gelu": True,
     }
     keys |= encoder_keys(encoder, kind, projection, WIDTH) | {
-        f"clip.{encoder}.feed_forward_length": N_FF, f"clip.{encoder}.block_count": 1,
+        f"clip.{encoder}.feed_forward_length": N_FF, f"clip.{encoder}.block_count": n_layer,
         f"clip.{encoder}.attention.head_count": N_HEAD,
     }  # fmt: skip
-    weights = _block("v" if encoder == "vision" else "a", random)
+    weights = _blocks("v" if encoder == "vision" else "a", n_layer, random)
     if encoder == "audio":
         keys["clip.audio.num_mel_bins"] = N_MEL
         weights |= {
@@ -201,16 +236,22 @@ def write_random(path: Path, kind: str, projection: int, seed: int = 5) -> None:
         weights.pop("a.blk.0.attn_k.bias")  # Whisper has none
     else:
         keys |= {
-            "clip.vision.image_size": 4 * PATCH, "clip.vision.patch_size": PATCH,
+            "clip.vision.image_size": side, "clip.vision.patch_size": PATCH,
             "clip.vision.image_mean": [0.5] * 3, "clip.vision.image_std": [0.5] * 3,
         }  # fmt: skip
         weights["v.patch_embd.weight"] = random(WIDTH, 3, PATCH, PATCH)
         merged = 4 * WIDTH
         if kind == "idefics3":
-            keys |= {"clip.vision.projector.scale_factor": 2, "clip.vision.preproc_image_size": 8 * PATCH}
+            keys |= {"clip.vision.projector.scale_factor": 2, "clip.vision.preproc_image_size": n_tiles * side}
             weights |= {
-                "v.patch_embd.bias": random(WIDTH), "v.position_embd.weight": random(16, WIDTH),
+                "v.patch_embd.bias": random(WIDTH), "v.position_embd.weight": random((side // PATCH) ** 2, WIDTH),
                 "mm.model.fc.weight": random(projection, merged),
+            }  # fmt: skip
+        elif kind == "mlp":
+            weights |= {
+                "v.patch_embd.bias": random(WIDTH), "v.position_embd.weight": random((side // PATCH) ** 2, WIDTH),
+                "mm.0.weight": random(WIDTH, WIDTH), "mm.0.bias": random(WIDTH),
+                "mm.2.weight": random(projection, WIDTH), "mm.2.bias": random(projection),
             }  # fmt: skip
         else:
             weights |= {
@@ -221,15 +262,18 @@ def write_random(path: Path, kind: str, projection: int, seed: int = 5) -> None:
     write_gguf(path, keys, weights)
 
 
-def _block(prefix: str, random: Callable[..., Array]) -> Weights:
-    """Return the weights of one layer of a transformer, and of the norm after the last."""
-    weights: Weights = {}
-    for name in ("attn_q", "attn_k", "attn_v", "attn_out"):
-        weights |= {f"{name}.weight": random(WIDTH, WIDTH), f"{name}.bias": random(WIDTH)}
-    for name in ("ln1", "ln2"):
-        weights |= {f"{name}.weight": 1 + random(WIDTH), f"{name}.bias": random(WIDTH)}
-    weights |= {"ffn_up.weight": random(N_FF, WIDTH), "ffn_up.bias": random(N_FF)}
-    weights |= {"ffn_down.weight": random(WIDTH, N_FF), "ffn_down.bias": random(WIDTH)}
-    return {f"{prefix}.blk.0.{name}": array for name, array in weights.items()} | {
+def _blocks(prefix: str, n: int, random: Callable[..., Array]) -> Weights:
+    """Return the weights of the layers of a transformer, and of the norm after the last."""
+    all_weights: Weights = {}
+    for index in range(n):
+        weights: Weights = {}
+        for name in ("attn_q", "attn_k", "attn_v", "attn_out"):
+            weights |= {f"{name}.weight": random(WIDTH, WIDTH), f"{name}.bias": random(WIDTH)}
+        for name in ("ln1", "ln2"):
+            weights |= {f"{name}.weight": 1 + random(WIDTH), f"{name}.bias": random(WIDTH)}
+        weights |= {"ffn_up.weight": random(N_FF, WIDTH), "ffn_up.bias": random(N_FF)}
+        weights |= {"ffn_down.weight": random(WIDTH, N_FF), "ffn_down.bias": random(WIDTH)}
+        all_weights |= {f"{prefix}.blk.{index}.{name}": array for name, array in weights.items()}
+    return all_weights | {
         f"{prefix}.post_ln.weight": 1 + random(WIDTH), f"{prefix}.post_ln.bias": random(WIDTH),
     }  # fmt: skip

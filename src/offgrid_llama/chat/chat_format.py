@@ -12,6 +12,7 @@ from offgrid_llama.errors import ChatTemplateError, GrammarError
 from offgrid_llama.native.bound import Bound
 
 from .fitting import Fitting
+from .media_parts import media_between, take_media
 from .message_reader import MessageReader
 from .messages import plain_messages
 from .prompt import TextTokens, prompt_tokens
@@ -25,6 +26,8 @@ from .tools.call_reader import ToolReader
 from .tools.tool import Tool, choose_tools, read_tools
 
 if TYPE_CHECKING:
+    from offgrid_llama.media.audio import Audio
+    from offgrid_llama.media.image import Image
     from offgrid_llama.model.model import Model
     from offgrid_llama.sampling.grammar.grammar import Grammar
 
@@ -36,14 +39,19 @@ class Prompt:
     """A conversation as the model gets it.
 
     Attributes:
-        tokens: its token ids.
+        tokens: its token ids, with the pictures and sounds between them.
         inside: whether it ends inside of the reasoning, which it has opened.
         closed: whether it has closed the reasoning, too, so that the model writes none.
     """
 
-    tokens: list[int]
+    tokens: list[int | Image | Audio]
     inside: bool = False
     closed: bool = False
+
+    @property
+    def token_ids(self) -> list[int]:
+        """The token ids alone."""
+        return [token for token in self.tokens if isinstance(token, int)]
 
 
 @dataclass(frozen=True)
@@ -146,8 +154,12 @@ class ChatFormat(Bound):
         Raises as ``read_calls``, ``plain_messages``, ``ChatTemplate.parts`` and ``prompt_tokens`` do, and ValueError for
         a token id that the vocabulary lacks.
         """
+        messages, media = take_media(messages)
         parts = self.parts(messages, variables, tools, continue_final_message=continue_final_message)
-        tokens = prompt_tokens(self._vocab, parts, partial(self.text_tokens, salt=salt))
+        known = partial(self.text_tokens, salt=salt)
+        tokens: list[int | Image | Audio] = []
+        for part in media_between(parts, media) if media else [parts]:
+            tokens += prompt_tokens(self._vocab, part, known, begins=not tokens) if isinstance(part, list) else [part]
         if before:
             earlier = [self._vocab.check_token(f"before[{i}]", token) for i, token in enumerate(before)]
             has_bos = self._vocab.add_bos and tokens[:1] == [self._vocab.bos]

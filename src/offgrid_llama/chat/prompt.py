@@ -74,7 +74,11 @@ class TextTokens:
 
 
 def prompt_tokens(
-    vocab: Vocab, parts: Sequence[PromptPart], known: Callable[[str], Sequence[int]] | None = None
+    vocab: Vocab,
+    parts: Sequence[PromptPart],
+    known: Callable[[str], Sequence[int]] | None = None,
+    *,
+    begins: bool = True,
 ) -> list[int]:
     """Return the token ids of a prompt (``llama_tokenize``).
 
@@ -87,6 +91,7 @@ def prompt_tokens(
         vocab: the model's vocabulary.
         parts: the rendered prompt.
         known: returns the tokens of a text between control tokens, as TextTokens does.
+        begins: whether the prompt begins with these parts.
 
     Raises TokenizeError as ``Vocab.tokenize`` does.
     """
@@ -96,7 +101,7 @@ def prompt_tokens(
     of_text = known or TextTokens(vocab)
     for piece in _pieces(vocab, text, _spans_of_template(parts)):
         tokens += [piece] if isinstance(piece, int) else of_text(piece)
-    if vocab.add_bos and vocab.bos is not None and tokens[:1] != [vocab.bos]:
+    if begins and vocab.add_bos and vocab.bos is not None and tokens[:1] != [vocab.bos]:
         tokens.insert(0, vocab.bos)
     return tokens
 

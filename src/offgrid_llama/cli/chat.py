@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import sys
@@ -60,6 +61,10 @@ def chat(
     ] = None,
     n_threads: Threads = None,
     n_gpu_layers: GpuLayers = "auto",
+    projector: Annotated[
+        Path | None,
+        typer.Option("--projector", "--mmproj", metavar="FILE", help="The model's projector, for /image and /audio."),
+    ] = None,
     mcp: Annotated[
         Path | None,
         typer.Option("--mcp", metavar="FILE", help="Let the model call the tools of the MCP servers in a file."),
@@ -80,7 +85,7 @@ def chat(
     }  # fmt: skip
     with Model(to_file(model), n_gpu_layers=layers) as loaded, ExitStack() as stack:
         n_ctx = n_ctx or min(loaded.n_ctx_train or DEFAULT_N_CTX, DEFAULT_N_CTX)
-        engine = stack.enter_context(Engine(loaded, n_seq_max=1, n_ctx=n_ctx, n_threads=n_threads))
+        engine = stack.enter_context(Engine(loaded, n_seq_max=1, n_ctx=n_ctx, n_threads=n_threads, projector=projector))
         engine.chat_format()  # a model without a template is refused before the first message is typed
         if mcp is not None:
             options["tools"] = stack.enter_context(_servers(mcp, allow_tools, engine)).tools
@@ -127,6 +132,7 @@ class Talk:
         self._last: ChatCompletion[Any] | None = None
         self._pretty = False
         self._over = False
+        self._attached: list[dict[str, Any]] = []  # pictures and sounds for the next message
         self._commands: dict[str, tuple[str, Callable[[str], None]]] = {
             "help": ("list the commands", self._help),
             "clear": ("remove all messages but the system message", self._clear),
@@ -134,6 +140,8 @@ class Talk:
                 "TEXT: begin a new conversation with this system message, or without one",
                 self._system,
             ),
+            "image": ("FILE: show the model a picture with the next message", self._image),
+            "audio": ("FILE: let the model hear a sound with the next message", self._audio),
             "undo": ("remove the last question and its answer", lambda _: self._chat.undo()),
             "retry": ("answer the last question again", self._retry),
             "save": ("FILE: write the conversation as JSON", self._save),
@@ -178,7 +186,8 @@ class Talk:
                 else:
                     self._commands[name][1](argument.strip())
             else:
-                self._say(text)
+                attached, self._attached = self._attached, []
+                self._say([{"type": "text", "text": text}, *attached] if attached else text)
         except ContextLengthError as error:
             output.err(
                 f"The conversation is too long: {error.message}. /clear removes its messages, /undo the last turn."
@@ -191,8 +200,8 @@ class Talk:
 
     # Answers and commands ---------------------------------------------------------------------------------------------
 
-    def _say(self, text: str) -> None:
-        reply = self._chat.say(text)
+    def _say(self, content: str | list[dict[str, Any]]) -> None:
+        reply = self._chat.say(content)
         self._show(reply)
         for turn in range(1, MAX_TURNS):
             if not (calls := reply.tool_calls):
@@ -265,7 +274,30 @@ class Talk:
             output.err("There is no question yet.")
             return
         self._chat.undo()
-        self._say(str(asked[-1]))
+        self._say(asked[-1])
+
+    def _image(self, file: str) -> None:
+        from offgrid_llama.media.image import Image
+
+        data = self._media_file("image", file)
+        Image(data)  # raises for what is none
+        self._attached.append(
+            {"type": "image_url", "image_url": {"url": f"data:;base64,{base64.b64encode(data).decode()}"}}
+        )
+
+    def _audio(self, file: str) -> None:
+        from offgrid_llama.media.audio import Audio
+
+        data = self._media_file("audio", file)
+        Audio(data)
+        self._attached.append({"type": "input_audio", "input_audio": {"data": base64.b64encode(data).decode()}})
+
+    def _media_file(self, command: str, file: str) -> bytes:
+        if self._engine.projector is None:
+            raise ValueError(f"/{command} needs a model with a projector: offgrid-llama chat --projector FILE")
+        if not file:
+            raise ValueError(f"/{command} takes the name of a file")
+        return Path(file).expanduser().read_bytes()
 
     def _save(self, file: str) -> None:
         if not file:
@@ -274,13 +306,15 @@ class Talk:
         Path(file).expanduser().write_text(text + "\n", encoding="utf-8")
 
     def _load(self, file: str) -> None:
+        from offgrid_llama.chat.media_parts import take_media
         from offgrid_llama.chat.messages import plain_messages
 
         if not file:
             raise ValueError("/load takes the name of a file")
         path = Path(file).expanduser()
         try:
-            messages = plain_messages(json.loads(decode(path.read_bytes(), file)))
+            messages = json.loads(decode(path.read_bytes(), file))
+            plain_messages(take_media(messages)[0])
         except (TypeError, ValueError) as error:
             raise ValueError(f"{file} is no conversation: {error}") from error
         self._chat = self._new(None)

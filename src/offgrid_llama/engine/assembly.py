@@ -9,6 +9,7 @@ from functools import partial
 from offgrid_llama.model.adapter import LoRA
 from offgrid_llama.sampling.grammar.guide import prepare
 
+from .encoder import Encoder
 from .loop import Loop
 from .loras import Adapters
 from .planning.estimates import Estimates
@@ -41,6 +42,7 @@ class Assembly:
 def assemble(
     runner: Runner,
     *,
+    encoder: Encoder | None,
     adapters: Mapping[str, LoRA],
     loras: Adapters,
     cache_bytes: int,
@@ -53,14 +55,15 @@ def assemble(
     slots = Slots(runner.limits, Shelf(cache_bytes, cache_dir_bytes))
     estimates = Estimates.of(runner.limits, drafts=runner.drafter is not None)
     scheduler: Scheduler[EngineRequest] = Scheduler(
-        runner.limits, slots, estimates, adapters=tuple(runner.loras.items())
-    )
+        runner.limits, slots, estimates, adapters=tuple(runner.loras.items()),
+        is_ready=bool if encoder is None else encoder.has,
+    )  # fmt: skip
     submitter = Submitter(
-        model, n_ctx_seq=context.n_ctx_seq, n_seq_max=context.n_seq_max, can_shift=context.memory.can_shift,
-        drafting=estimates.drafting, loras=loras, adapters=adapters,
+        model, limits=runner.limits, encoder=encoder, can_shift=context.memory.can_shift, drafting=estimates.drafting,
+        loras=loras, adapters=adapters,
     )  # fmt: skip
     loop = Loop(
-        f"Engine of {model.handle.name}", runner, scheduler, max_queue=max_queue, stream_interval=stream_interval,
-        when_idle=partial(prepare, model.vocab),
+        f"Engine of {model.handle.name}", runner, scheduler, encoder=encoder, max_queue=max_queue,
+        stream_interval=stream_interval, when_idle=partial(prepare, model.vocab),
     )  # fmt: skip
     return Assembly(loop, submitter, Sequences(loop, scheduler, runner), context.n_ctx_seq)

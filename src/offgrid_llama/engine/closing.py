@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
     from typing_extensions import Self
 
+    from offgrid_llama.media.projector import Projector
     from offgrid_llama.model.adapter import LoRA
     from offgrid_llama.model.model import Model
 
@@ -26,7 +27,7 @@ class Closing(Bound):
     """The part of an Engine that ends it. A subclass has its loop, the models that it has loaded, and its finalizer."""
 
     _loop: Loop
-    _own: list[Model | LoRA]
+    _own: list[Model | LoRA | Projector]
     _finalizer: weakref.finalize[..., Closing]
 
     @property
@@ -67,13 +68,13 @@ class Closing(Bound):
         return f"<{self._loop.name}{f' ({self._loop.closed})' if self._loop.closed else ''}>"
 
 
-def close_models(models: Sequence[Model | LoRA]) -> None:
-    """Close the models and adapters that an engine has loaded."""
+def close_models(models: Sequence[Model | LoRA | Projector]) -> None:
+    """Close the models, adapters and projectors that an engine has loaded."""
     for model in models:
         model.close()
 
 
-def finalize(loop: Loop, models: Sequence[Model | LoRA]) -> None:
+def finalize(loop: Loop, models: Sequence[Model | LoRA | Projector]) -> None:
     """Close an Engine that its user has not closed."""
     if loop.closed:
         return

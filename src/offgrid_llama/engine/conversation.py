@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, TypeVar, overload
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, overload
 
 from offgrid_llama.chat.tools.tool import Tool, ToolCall, read_tools
 from offgrid_llama.finish_reason import FinishReason
@@ -22,12 +22,17 @@ from .engine import Engine
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
+    from offgrid_llama.media.audio import Audio
+    from offgrid_llama.media.image import Image
+
     from .chat_completion import ChatCompletion
     from .chat_options import ChatArguments
 
 __all__ = ["Chat"]
 
 T = TypeVar("T")
+Content: TypeAlias = "str | Sequence[Mapping[str, Any] | Image | Audio]"
+"""The content of a user's message: a text, or parts as ``Engine.chat`` takes them."""
 
 
 class Chat(Bound):
@@ -82,10 +87,12 @@ class Chat(Bound):
             self._messages.append(_without_cut_calls(reply.message()))
 
     @overload
-    def say(self, content: str, *, response_format: type[T], **options: Unpack[ChatArguments]) -> ChatCompletion[T]: ...
+    def say(
+        self, content: Content, *, response_format: type[T], **options: Unpack[ChatArguments]
+    ) -> ChatCompletion[T]: ...
     @overload
-    def say(self, content: str, **options: Unpack[TurnArguments]) -> ChatCompletion[Any]: ...
-    def say(self, content: str, **options: Any) -> ChatCompletion[Any]:
+    def say(self, content: Content, **options: Unpack[TurnArguments]) -> ChatCompletion[Any]: ...
+    def say(self, content: Content, **options: Any) -> ChatCompletion[Any]:
         """Send a user's message, and return the running answer. One that fails or is cancelled stays in ``messages``.
 
         ``options`` are for this turn, as ``Engine.chat`` takes them. Raises as that does; the message is not kept then.
@@ -95,11 +102,11 @@ class Chat(Bound):
 
     @overload
     async def say_async(
-        self, content: str, *, response_format: type[T], **options: Unpack[ChatArguments]
+        self, content: Content, *, response_format: type[T], **options: Unpack[ChatArguments]
     ) -> ChatCompletion[T]: ...
     @overload
-    async def say_async(self, content: str, **options: Unpack[TurnArguments]) -> ChatCompletion[Any]: ...
-    async def say_async(self, content: str, **options: Any) -> ChatCompletion[Any]:
+    async def say_async(self, content: Content, **options: Unpack[TurnArguments]) -> ChatCompletion[Any]: ...
+    async def say_async(self, content: Content, **options: Any) -> ChatCompletion[Any]:
         """Do what ``say`` does, on an event loop: ``async for`` over the running answer that this returns, or await it."""
         await self._wait_async()
         return self._turn("Chat.say_async", {"role": "user", "content": content}, options)
@@ -140,11 +147,11 @@ class Chat(Bound):
 
     @overload
     def run(
-        self, content: str, *, max_turns: int = 8, response_format: type[T], **options: Unpack[ChatArguments]
+        self, content: Content, *, max_turns: int = 8, response_format: type[T], **options: Unpack[ChatArguments]
     ) -> ChatCompletion[T]: ...
     @overload
-    def run(self, content: str, *, max_turns: int = 8, **options: Unpack[TurnArguments]) -> ChatCompletion[Any]: ...
-    def run(self, content: str, *, max_turns: int = 8, **options: Any) -> ChatCompletion[Any]:
+    def run(self, content: Content, *, max_turns: int = 8, **options: Unpack[TurnArguments]) -> ChatCompletion[Any]: ...
+    def run(self, content: Content, *, max_turns: int = 8, **options: Any) -> ChatCompletion[Any]:
         """Send a user's message, call the functions that the model asks for, and return its last answer.
 
         Each result goes back to the model; where a function raises, its error does. Where the arguments break a rule of the
@@ -152,7 +159,7 @@ class Chat(Bound):
         that have one. Ctrl-C cancels the answer.
 
         Args:
-            content: the message.
+            content: the message: a text, or parts as ``Engine.chat`` takes them.
             max_turns: the most answers; the last one cannot call a tool any more.
             options: for all of these turns, as ``Engine.chat`` takes them.
 
@@ -174,13 +181,13 @@ class Chat(Bound):
 
     @overload
     async def run_async(
-        self, content: str, *, max_turns: int = 8, response_format: type[T], **options: Unpack[ChatArguments]
+        self, content: Content, *, max_turns: int = 8, response_format: type[T], **options: Unpack[ChatArguments]
     ) -> ChatCompletion[T]: ...
     @overload
     async def run_async(
-        self, content: str, *, max_turns: int = 8, **options: Unpack[TurnArguments]
+        self, content: Content, *, max_turns: int = 8, **options: Unpack[TurnArguments]
     ) -> ChatCompletion[Any]: ...
-    async def run_async(self, content: str, *, max_turns: int = 8, **options: Any) -> ChatCompletion[Any]:
+    async def run_async(self, content: Content, *, max_turns: int = 8, **options: Any) -> ChatCompletion[Any]:
         """Do what ``run`` does, on an event loop. The calls of one answer run at the same time.
 
         Async functions are awaited, and others run in threads. Cancelling the task cancels the answer, and async

@@ -27,6 +27,7 @@ class Delivery:
     Args:
         finish: ends a request in the scheduler.
         stream_interval: seconds within which a reader gets no further piece, but for the first and the last.
+        on_end: called with each request that has ended.
 
     Attributes:
         stream_interval: as given.
@@ -35,7 +36,13 @@ class Delivery:
             has them.
     """
 
-    def __init__(self, finish: Callable[[EngineRequest, FinishReason], None], stream_interval: float = 0.0) -> None:
+    def __init__(
+        self,
+        finish: Callable[[EngineRequest, FinishReason], None],
+        stream_interval: float = 0.0,
+        on_end: Callable[[EngineRequest], object] | None = None,
+    ) -> None:
+        self._on_end = on_end
         self.stream_interval = stream_interval
         self.finished: Counter[str] = Counter()
         self.n_ended = 0
@@ -131,6 +138,8 @@ class Delivery:
         self.guessed_tokens += request.n_guessed
         self.guessed_tokens_right += request.n_right
         request.sampler.close()
+        if self._on_end is not None:
+            self._on_end(request)
         self._tell(request, text)
         events.n_unfinished -= 1
         self._woken[events] = None

@@ -27,6 +27,7 @@ from .chat_options import ChatArguments, ChatOptions
 from .closing import close_models, finalize
 from .completion import Completion, Piece
 from .drafter import check_draft
+from .encoder import encoder_of
 from .in_order import REQUESTS_PER_SEQUENCE, results
 from .loras import checked_loras, named_loras, of_all_texts
 from .planning.reasoning_budget import ReasoningBudget
@@ -38,17 +39,18 @@ from .submission import queue
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
+    from offgrid_llama.media.projector import Projector
     from offgrid_llama.model.adapter import LoRA
     from offgrid_llama.store.consent import Download
     from offgrid_llama.tasks.infill import ContextFiles
+
+    from .media_prompt import AnyPrompt
 
 __all__ = ["Engine"]
 
 T = TypeVar("T")
 
 DEFAULT_N_CTX_SEQ = 4096
-N_GUESSED = 16
-"""The most guessed tokens of a step, over all requests; the context reserves their rows of logits."""
 
 
 class Engine(Scoring):
@@ -66,6 +68,8 @@ class Engine(Scoring):
             training length, up to 4,096, for each sequence.
         n_batch: the most tokens of a step; more than ``n_seq_max``.
         max_queue: the most requests that wait for a sequence; those that find a free one do not count.
+        projector: sees and hears for the model, so that prompts and conversations can have pictures and sound: a Projector,
+            or the path of one, which the engine then loads, and closes. A thread of its own encodes, each picture once.
         draft_model: a small model with the same vocabulary, or the name or path of one, for speculative decoding: it guesses
             the next tokens, and the model verifies several in one step, where that pays. The answers are the same, but for
             the rounding of larger batches.
@@ -100,6 +104,7 @@ class Engine(Scoring):
         model: the Model. adapters: its adapters by the names that requests know them by.
         n_ctx_seq: the most tokens of one request, prompt and answer together.
         can_shift: whether a request with ``n_keep`` can go on where its sequence is full.
+        projector: its Projector; None without one.
         sequences: its Sequences: what each holds, to be looked at, saved and loaded.
     """
 
@@ -115,6 +120,7 @@ class Engine(Scoring):
         n_ctx: int | None = None,
         n_batch: int = 512,
         max_queue: int = 10_000,
+        projector: Projector | str | os.PathLike[str] | None = None,
         draft_model: Model | str | os.PathLike[str] | None = None,
         adapters: Mapping[str, LoRA | str | os.PathLike[str]] | None = None,
         loras: LoRAs = (),
@@ -141,7 +147,7 @@ class Engine(Scoring):
         if on_step is not None:
             callback("on_step", on_step)
         cache_dir = None if cache_dir is None else path_of("cache_dir", cache_dir)
-        self._own: list[Model | LoRA] = []
+        self._own: list[Model | LoRA | Projector] = []
         self.model: Model = self._load(model, download)
         try:
             small = None if draft_model is None else self._load(draft_model, download)
@@ -152,16 +158,17 @@ class Engine(Scoring):
             self.adapters, loaded = named_loras(self.model, adapters or {})
             self._own += loaded
             used = checked_loras(self.model, loras, self.adapters)
+            self.projector, encoder = encoder_of(self.model, projector, self._own)
             runner = Runner(
-                self.model, {**context, "n_ctx": n_ctx, "n_seq_max": n_seq_max, "n_batch": n_batch}, n_guessed=N_GUESSED,
+                self.model, {**context, "n_ctx": n_ctx, "n_seq_max": n_seq_max, "n_batch": n_batch},
                 on_step=on_step, draft_model=small, loras=dict(of_all_texts(used)),
-                cache_dir=cache_dir, deterministic=deterministic,
+                cache_dir=cache_dir, deterministic=deterministic, encoder=encoder,
             )  # fmt: skip
         except BaseException:
             close_models(self._own)
             raise
         parts = assemble(
-            runner, adapters=self.adapters, loras=used, cache_bytes=0 if deterministic else cache_bytes,
+            runner, encoder=encoder, adapters=self.adapters, loras=used, cache_bytes=0 if deterministic else cache_bytes,
             cache_dir_bytes=0 if cache_dir is None else cache_dir_bytes, max_queue=max_queue,
             stream_interval=stream_interval,
         )  # fmt: skip
@@ -174,24 +181,26 @@ class Engine(Scoring):
             self._loop.start()
         self._finalizer = weakref.finalize(self, finalize, self._loop, self._own)
 
-    def submit(self, prompt: str | bytes | Sequence[int], **options: Unpack[RequestArguments]) -> Completion:
+    def submit(self, prompt: AnyPrompt, **options: Unpack[RequestArguments]) -> Completion:
         """Queue a prompt to be completed, and return its Completion at once. From any thread.
 
         Args:
-            prompt: text (str, or bytes of UTF-8), or token ids as they are.
+            prompt: text (str, or bytes of UTF-8), or token ids as they are; with a projector, also a list of texts, Images,
+                Audios and token ids.
             options: ``max_tokens``, ``temperature``, ``stop``, ``n`` and so on: see RequestOptions, which lists them all.
 
         Raises:
             ContextLengthError: the prompt does not fit into ``n_ctx_seq``, with room for a token.
             QueueFullError: ``max_queue`` requests wait already.
             ClosedError: the engine or its model is closed, or the engine has failed.
+            MediaError: a picture or a sound is damaged, or the projector does not take it.
             ValueError, TypeError, UnicodeError, TokenizeError, GrammarError: an argument is not as described.
         """
         return self._submit(prompt, RequestOptions.read("Engine.submit", options), cancels_if_interrupted=False)
 
     def _submit(
         self,
-        prompt: str | bytes | Sequence[int],
+        prompt: AnyPrompt,
         options: RequestOptions,
         make_budget: Callable[[], ReasoningBudget] | None = None,
         *,
@@ -202,14 +211,14 @@ class Engine(Scoring):
         requests = self._submitter.make(prompt, options, perf_counter(), make_budget)
         return queue(self._loop, requests, Completion, cancels_if_interrupted=cancels_if_interrupted)
 
-    def generate(self, prompt: str | bytes | Sequence[int], **options: Unpack[RequestArguments]) -> Completion:
+    def generate(self, prompt: AnyPrompt, **options: Unpack[RequestArguments]) -> Completion:
         """Submit a prompt, wait for the end, and return the Completion. Takes the options of ``submit``.
 
         Raises as ``submit`` does, and the error of a request that fails. Ctrl-C cancels the request.
         """
         return self._submit(prompt, RequestOptions.read("Engine.generate", options)).result()
 
-    def stream(self, prompt: str | bytes | Sequence[int], **options: Unpack[RequestArguments]) -> Iterator[Piece]:
+    def stream(self, prompt: AnyPrompt, **options: Unpack[RequestArguments]) -> Iterator[Piece]:
         """Submit a prompt, and return its pieces as they come. Takes the options of ``submit``.
 
         Dropping the iterator before its end cancels the rest; so does Ctrl-C while it waits.
@@ -250,15 +259,11 @@ class Engine(Scoring):
         )
         return self._submit(tokens, checked)
 
-    async def generate_async(
-        self, prompt: str | bytes | Sequence[int], **options: Unpack[RequestArguments]
-    ) -> Completion:
+    async def generate_async(self, prompt: AnyPrompt, **options: Unpack[RequestArguments]) -> Completion:
         """Do what ``generate`` does, on an event loop. Cancelling the task cancels the request."""
         return await self._submit(prompt, RequestOptions.read("Engine.generate_async", options))
 
-    def stream_async(
-        self, prompt: str | bytes | Sequence[int], **options: Unpack[RequestArguments]
-    ) -> AsyncIterator[Piece]:
+    def stream_async(self, prompt: AnyPrompt, **options: Unpack[RequestArguments]) -> AsyncIterator[Piece]:
         """Do what ``stream`` does, for ``async for``. Cancelling the task cancels the request."""
         return aiter(self._submit(prompt, RequestOptions.read("Engine.stream_async", options)))
 
@@ -292,8 +297,9 @@ class Engine(Scoring):
 
         Args:
             messages: dicts with "role" and "content", and any other keys that the template knows; a content may be a list of
-                parts ``{"type": "text", "text": ...}``. A system message, or two messages of a role in a row, that the
-                template does not take become part of a user's message, or one message.
+                parts ``{"type": "text", "text": ...}``, and with a projector Images, Audios, and OpenAI's parts with a
+                file: "image_url" with a ``data:`` URL, "input_audio". A system message, or two messages of a role in
+                a row, that the template does not take become part of a user's message, or one message.
             response_format: the shape of the answer: a type, such as a Pydantic model or a dataclass, which ``parsed()``
                 then returns; a Grammar; or one of OpenAI's dicts, such as ``{"type": "json_object"}``. Reasoning before
                 the answer is free.
@@ -321,13 +327,13 @@ class Engine(Scoring):
         arguments.setdefault("unparse_special", chat_format.shown)
         completion = self._submit(prompt.tokens, RequestOptions.read("Engine.chat", arguments), make_budget)
         return ChatCompletion(
-            completion, chat_format, prompt=prompt.tokens, tools=use.allowed, inside=prompt.inside,
+            completion, chat_format, prompt=prompt.token_ids, tools=use.allowed, inside=prompt.inside,
             split_reasoning=asked.split_reasoning, response_format=response_format, bare=asked.bare(grammar),
         )  # fmt: skip
 
     def map(
         self,
-        items: Iterable[str | bytes | Sequence[int] | Sequence[Mapping[str, Any]]],
+        items: Iterable[AnyPrompt | Sequence[Mapping[str, Any]]],
         *,
         concurrency: int | None = None,
         return_exceptions: bool = False,

@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 
 from .request import EngineRequest
 
-__all__ = ["Add", "Call", "Cancel", "Item", "Stop"]
+__all__ = ["Add", "Call", "Cancel", "Encoded", "Item", "Stop"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,10 +46,15 @@ class Call:
 
 
 @dataclass(frozen=True, slots=True)
+class Encoded:
+    """Look again whether requests that wait for their pictures can go on."""
+
+
+@dataclass(frozen=True, slots=True)
 class Stop:
     """End the thread: at once, or with ``drain`` when all requests have ended."""
 
     drain: bool
 
 
-Item: TypeAlias = Add | Cancel | Call | Stop
+Item: TypeAlias = Add | Cancel | Call | Encoded | Stop

@@ -9,13 +9,13 @@ from concurrent.futures import Future
 from contextlib import suppress
 from queue import Empty, SimpleQueue
 from time import perf_counter, sleep
-from typing import TYPE_CHECKING, Protocol, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from offgrid_llama.errors import Aborted, ClosedError, DecodeError, NativeError, QueueFullError, StateError
 from offgrid_llama.finish_reason import FinishReason
 
 from .delivery import Delivery
-from .inbox import Add, Call, Cancel, Item, Stop
+from .inbox import Add, Call, Cancel, Encoded, Item, Stop
 from .planning.plan import Plan
 from .planning.scheduler import Scheduler
 from .request import EngineRequest
@@ -23,6 +23,9 @@ from .stats import EngineStats
 
 if TYPE_CHECKING:
     from offgrid_llama.sampling.step import Sampled
+
+    from .encoder import Encoder
+    from .runs import Runs
 
 __all__ = ["Loop"]
 
@@ -43,25 +46,6 @@ STEPS_WITHOUT_READER = 8
 """Steps that one call makes, at most, while no caller iterates; an arriving request ends it after the step under way."""
 
 
-class Runs(Protocol):
-    """The part of a Runner that the loop needs; Runner describes it."""
-
-    seconds: float
-    n_steps: int
-    n_guessed: int
-    draft_seconds: float | None
-    saved: list[tuple[int, int | None]]
-
-    def run(self, plan: Plan[EngineRequest], n_steps: int = 1, seconds: float = ...) -> Sequence[Sampled | None]: ...
-    def sampled(self) -> Sequence[Sampled | None]: ...
-    def lengths(self) -> list[int]: ...
-    def set_n_threads(self, n_threads: int) -> None: ...
-    def interrupt(self, on: bool = True) -> None: ...
-    def abort(self) -> None: ...
-    def rest(self) -> None: ...
-    def close(self) -> None: ...
-
-
 class Loop:
     """The thread of an engine, and the way to it. It does not know the Engine, so that a dropped one can be finalized.
 
@@ -69,6 +53,7 @@ class Loop:
         name: the engine's, for errors.
         runner: makes the steps; the loop closes it.
         scheduler: plans them.
+        encoder: encodes the pictures and sounds of prompts; the loop closes it. None where there are none.
         max_queue: most requests that wait, while all slots are in use.
         stream_interval: seconds within which a reader gets no further piece.
         when_idle: called once, when no request has arrived for a while; it does not take long.
@@ -85,6 +70,7 @@ class Loop:
         runner: Runs,
         scheduler: Scheduler[EngineRequest],
         *,
+        encoder: Encoder | None = None,
         max_queue: int,
         stream_interval: float = 0.0,
         when_idle: Callable[[], object] | None = None,
@@ -92,13 +78,16 @@ class Loop:
         self.name = name
         self.runner = runner
         self.scheduler = scheduler
-        self.delivery = Delivery(scheduler.finish, stream_interval)
+        self.delivery = Delivery(scheduler.finish, stream_interval, None if encoder is None else encoder.forget)
         self.steps_without_reader = STEPS_WITHOUT_READER
         self.idle_after_seconds = IDLE_AFTER_SECONDS
         self._slots = scheduler.slots
         self._shelf = scheduler.slots.shelf
         self._estimates = scheduler.estimates
         self._when_idle = when_idle
+        self._encoder = encoder
+        if encoder is not None:
+            encoder.on_done = self._look_again
         self._max_queue = max_queue
         self._inbox: SimpleQueue[Item] = SimpleQueue()
         self._n_threads: int | None = None  # for the next step, if they change
@@ -218,6 +207,7 @@ class Loop:
             finished=dict(given.finished), n_steps=self._n_steps, step_seconds=self._step_seconds,
             last_step_seconds=self._last_step_seconds, guessed_tokens=given.guessed_tokens,
             guessed_tokens_right=given.guessed_tokens_right, n_failed_steps=self._n_failed_steps,
+            n_encoded=0 if self._encoder is None else self._encoder.n_encoded,
         )  # fmt: skip
 
     # In its own thread ------------------------------------------------------------------------------------------------
@@ -226,7 +216,7 @@ class Loop:
         try:
             while True:
                 stepped = self.turn()
-                if self._stopping or (self._draining and not stepped):
+                if self._stopping or (self._draining and not stepped and not self.scheduler.unfinished()):
                     break
                 if not stepped:
                     if self._inbox.empty():
@@ -273,12 +263,11 @@ class Loop:
         n_threads, self._n_threads = self._n_threads, None
         if n_threads is not None:
             runner.set_n_threads(n_threads)
-        self._plan = plan = self.scheduler.plan()
+        self._plan = plan = self._planned()
+        has_failed = self._encoder is not None and self._encode(self._encoder)
         if plan is None:
             self.delivery.flush()
-            return False
-        if plan.admitted:
-            self._begin(plan.admitted)
+            return has_failed
         if plan.n_prompt:
             self.delivery.release(plan)
         try:
@@ -290,11 +279,45 @@ class Loop:
             if plan.n_prompt:
                 self.delivery.progress(plan)
             self.delivery.give(self.scheduler.apply(sampled))
-        for key, n_bytes in runner.saved:
-            self.scheduler.operate(self._shelf.weigh(key, n_bytes))
+        self._weigh()
         self._plan = None
         self.delivery.flush()
         return True
+
+    def _planned(self) -> Plan[EngineRequest] | None:
+        """Return the next step, for requests that have begun; None where there is nothing to compute now."""
+        if self._encoder is not None:
+            self._encoder.make_room()
+        plan = self.scheduler.plan()
+        if plan is not None and plan.admitted:
+            self._begin(plan.admitted)
+        if plan is not None and plan.rows:
+            return plan
+        if self._encoder is not None:  # copies of prefixes are made while a request waits for its picture
+            try:
+                self.runner.carry_out(self.scheduler.pending())
+            except StateError:
+                self.scheduler.restore(self.runner.lengths())
+            self._weigh()
+        return None
+
+    def _weigh(self) -> None:
+        """Take the sizes of the states that were saved."""
+        for key, n_bytes in self.runner.saved:
+            self.scheduler.operate(self._shelf.weigh(key, n_bytes))
+
+    def _encode(self, encoder: Encoder) -> bool:
+        """Have the pictures encoded that requests wait for; end those whose picture has failed. Returns whether one has."""
+        has_failed = False
+        for request, chunk in self.scheduler.chunks.awaited:
+            if (failure := encoder.want(request, chunk)) is not None:
+                self._finish(request, FinishReason.ERROR, failure)
+                has_failed = True
+        return has_failed
+
+    def _look_again(self) -> None:
+        self._inbox.put(Encoded())
+        self.runner.interrupt()
 
     def _step(self, plan: Plan[EngineRequest]) -> Sequence[Sampled | None]:
         """Make a step, or several in one call where no caller iterates, or does not need each piece at once."""
@@ -321,15 +344,17 @@ class Loop:
                 self._finish(request, FinishReason.CANCELLED)
         elif isinstance(item, Call):
             self._calls.append(item)
-        elif item.drain:
-            self._draining = True
-        else:
-            self._stopping = True
+        elif isinstance(item, Stop):
+            self._stopping, self._draining = self._stopping or not item.drain, self._draining or item.drain
 
     def _begin(self, requests: Sequence[EngineRequest]) -> None:
         with self._lock:
             self._n_queued -= len(requests)
         self.delivery.begin(requests)
+        for request in requests:
+            chunk = request.chunk_at(request.n_cached)
+            if chunk is not None and self._encoder is not None:
+                self._encoder.want(request, chunk)
 
     def _restore(self, plan: Plan[EngineRequest], error: DecodeError | NativeError | StateError) -> None:
         """Go on after a decode that has failed, without the request that has made it fail."""
@@ -365,6 +390,8 @@ class Loop:
         for request in self.scheduler.unfinished():
             self._finish(request, reason, error)
         self.delivery.flush()
+        if self._encoder is not None:
+            self._encoder.close()
         for call in self._calls:
             call.result.set_exception(ClosedError(f"{self.name} {self._closed}"))
         self.runner.close()

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from offgrid_llama.text.text_stream import TextStream
 
     from .completion import Answer, Events
+    from .media_prompt import MediaPrompt
     from .prompt_logprobs import PromptLogprobs
 
 __all__ = ["EngineRequest"]
@@ -31,6 +32,7 @@ class EngineRequest(Request):
         min_tokens: its text has at least this number of tokens; the last of ``processors`` sees to it.
         until: ends its answer, by the text and the seconds since the first token; None does not.
         reports_progress: whether its stream tells how much of its prompt is computed.
+        media: the pictures and sounds of its prompt; None has none.
         prompt_logprobs: takes the logprobs of its prompt's tokens; None where they are not wanted.
         shown: the text of control tokens that its answer shows; None shows none.
         answer: what its caller sees.
@@ -47,6 +49,7 @@ class EngineRequest(Request):
     min_tokens: int = field(default=0, kw_only=True)
     until: Callable[[str, float], bool] | None = field(default=None, kw_only=True)
     reports_progress: bool = field(default=False, kw_only=True)
+    media: MediaPrompt | None = field(default=None, kw_only=True)
     prompt_logprobs: PromptLogprobs | None = field(default=None, kw_only=True)
     answer: Answer = field(init=False, repr=False)
     n_delivered: int = field(default=0, init=False)

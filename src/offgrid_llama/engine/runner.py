@@ -10,13 +10,14 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from offgrid_llama.context.context import Context
-from offgrid_llama.errors import ClosedError, ContextError, SamplerError
-from offgrid_llama.native.enums import VocabType
+from offgrid_llama.context.embedding_batch import EmbeddingBatch
+from offgrid_llama.errors import ClosedError, SamplerError
 from offgrid_llama.sampling.step import Sampled, Step
 
 from .cache_operations import CacheOperations
+from .context_limits import adapt, check_deterministic, check_model, limits_of
 from .drafter import Drafter
-from .planning.limits import Limits, Trim
+from .planning.media_tokens import text_tokens
 from .spill import SpillFolder
 
 if TYPE_CHECKING:
@@ -27,6 +28,9 @@ if TYPE_CHECKING:
     from offgrid_llama.model.model import Model
 
     from .completion import Answer
+    from .encoder import Encoder
+    from .planning.media_tokens import Chunk
+    from .planning.operations import Operation
     from .planning.plan import Plan, Rows
     from .request import EngineRequest
 
@@ -36,6 +40,8 @@ _logger = logging.getLogger("offgrid_llama.engine")
 
 PIECE_TOKENS = 128
 """Tokens of a prompt in one step, where each request is computed alone."""
+N_GUESSED = 16
+"""The most guessed tokens of a step, over all requests; the context reserves their rows of logits."""
 MIN_OUTPUTS = 64
 """Rows with logits that a step has room for, at least. Most steps need a few. Where logprobs of a prompt are wanted, each of
 its tokens needs one, and steps with fewer tokens are slower. They take 38 MB with a vocabulary of 150,000 tokens."""
@@ -70,12 +76,12 @@ class Runner:
     Args:
         model: the Model.
         options: arguments of Context, ``n_ctx``, ``n_seq_max`` and ``n_batch`` among them; a micro-batch is a whole batch.
-        n_guessed: most tokens that are guessed in a step; rows of logits are reserved for them.
         on_step: called in each step before tokens are sampled.
         draft_model: guesses tokens; None guesses none.
         loras: adapters of the model in use.
         cache_dir: a folder for states that host memory has no room for; None spills none.
         deterministic: whether each request is computed alone, its prompt in pieces, so that others change nothing.
+        encoder: has the embeddings of pictures and sounds; None where prompts have none.
 
     Attributes:
         context: the Context.
@@ -95,22 +101,28 @@ class Runner:
         model: Model,
         options: Mapping[str, Any],
         *,
-        n_guessed: int = 0,
         on_step: Callable[[StepView], object] | None = None,
         draft_model: Model | None = None,
         loras: Mapping[LoRA, float] | Iterable[LoRA] = (),
         cache_dir: str | os.PathLike[str] | None = None,
         deterministic: bool = False,
+        encoder: Encoder | None = None,
     ) -> None:
-        _check_model(model)
+        check_model(model)
+        n_guessed = 0 if deterministic else N_GUESSED
         if deterministic:
-            _check_deterministic({"draft_model": draft_model, "cache_dir": cache_dir, **options})
-            n_guessed = 0
+            check_deterministic({"draft_model": draft_model, "cache_dir": cache_dir, **options})
         n_seq_max, n_batch = options["n_seq_max"], options["n_batch"]
         n_outputs = max(n_seq_max + n_guessed, PIECE_TOKENS if deterministic else MIN_OUTPUTS)
         self.context = Context(model, **{"n_outputs_max": min(n_outputs, n_batch), **options}, n_ubatch=n_batch)
-        _adapt(self.context, loras)
-        self.limits = _limits(self.context, n_seq_max, n_batch, n_guessed if on_step is None else 0)
+        adapt(self.context, loras)
+        self.limits = limits_of(
+            self.context,
+            n_seq_max,
+            n_batch,
+            n_guessed if on_step is None else 0,
+            None if encoder is None else encoder.projector,
+        )
         if deterministic:
             self.limits = replace(self.limits, piece=min(PIECE_TOKENS, self.limits.n_outputs), pad_limit=0)
         self.drafter: Drafter | None = None
@@ -133,6 +145,7 @@ class Runner:
         self.contended_call_seconds = CONTENDED_CALL_SECONDS
         self._step = Step(self.context, n_groups=n_seq_max, n_scored=self.limits.n_outputs)
         self._on_step = on_step
+        self._encoder = encoder
         self._gil_seconds = 0.0  # that a call has waited for the GIL, lately
         # Groups of the step, by their index, that need more than it does:
         self._verified: list[tuple[int, int]] = []  # with the number of guesses
@@ -163,7 +176,7 @@ class Runner:
         elif not plan.steady:
             n_steps = 1
         self.n_steps = 0
-        sampled = step.run(n_steps, seconds)
+        sampled = self._compute(n_steps, seconds, plan.rows[0].chunk)
         self.n_steps = step.n_done
         self.seconds = (step.decode_seconds + step.score_seconds) / step.n_done
         self._gil_seconds = 0.5 * self._gil_seconds + 0.5 * step.gil_seconds
@@ -177,6 +190,16 @@ class Runner:
             return sampled
         rest = iter(sampled)
         return self._take_scores(plan, [next(rest) if rows.sample else None for rows in plan.rows])
+
+    def _compute(self, n_steps: int, seconds: float, chunk: Chunk | None) -> list[Sampled]:
+        """Make steps; one of a chunk whose rows look at each other is not causal."""
+        if chunk is None or chunk.causal:
+            return self._step.run(n_steps, seconds)
+        self.context.set_causal_attn(False)
+        try:
+            return self._step.run()
+        finally:
+            self.context.set_causal_attn(True)
 
     def _fill(self, plan: Plan[EngineRequest], drafts: Mapping[int, list[int]]) -> None:
         """Put the rows of a plan into the step."""
@@ -192,7 +215,7 @@ class Runner:
             if n_guessed and request.guided:
                 n_guessed = self._add_foreseen(rows)
             else:
-                step.add(rows.tokens, rows.pos, rows.seq)
+                self._add(rows)
             if rows.n_draft and drafts:
                 n_guessed = self._add_draft(rows, drafts)
             self._score(rows)
@@ -209,6 +232,16 @@ class Runner:
             index += 1
         while pads:
             step.pad(*pads.pop())
+
+    def _add(self, rows: Rows[EngineRequest]) -> None:
+        """Add tokens, or the embeddings of a picture or a sound."""
+        chunk, media, encoder = rows.chunk, rows.request.media, self._encoder
+        if chunk is None or media is None or encoder is None:
+            self._step.add(rows.tokens, rows.request.position(rows.pos), rows.seq)
+            return
+        some = slice(rows.pos - chunk.begin, rows.pos - chunk.begin + len(rows.tokens))
+        embeddings, positions = encoder.embeddings(chunk.head)[some], media.part(chunk).positions[..., some]
+        self._step.embed(EmbeddingBatch(embeddings, positions, rows.seq, logits="last" if rows.sample else "none"))
 
     def _score(self, rows: Rows[EngineRequest]) -> None:
         """Let the step tell the logprobs of tokens of a prompt, whose rows it has just got, if they are wanted."""
@@ -241,14 +274,14 @@ class Runner:
         if guesses and request.guesser is not None and guide is not None:
             n = request.guesser.worth([guide.must[i] < 0 for i in range(len(guesses))])
         guesses = guesses[:n]
-        self._step.add([*rows.tokens[:n_sure], *guesses], rows.pos, rows.seq)
+        self._step.add([*rows.tokens[:n_sure], *guesses], request.position(rows.pos), rows.seq)
         self.n_guessed -= rows.n_guessed - len(guesses)
         return len(guesses)
 
     def _add_draft(self, rows: Rows[EngineRequest], drafts: Mapping[int, list[int]]) -> int:
         """Add what the draft model has guessed behind rows; return how many tokens."""
         draft = drafts.get(rows.seq, [])[: rows.n_draft]
-        self._step.add(draft, rows.pos + len(rows.tokens), rows.seq)
+        self._step.add(draft, rows.request.position(rows.pos) + len(rows.tokens), rows.seq)
         self.n_guessed += len(draft)
         return len(draft)
 
@@ -291,7 +324,7 @@ class Runner:
         sampler = request.sampler
         try:
             for processor in request.processors:
-                changed = processor([*request.prompt, *request.tokens], logits)
+                changed = processor([*text_tokens(request.prompt, request.chunks), *request.tokens], logits)
                 if changed is not None:
                     logits[:] = changed
             token = sampler.choose(logits)
@@ -302,6 +335,11 @@ class Runner:
         sampled = Sampled([token], [vocab.piece(token)], logprobs)
         sampled.force(sampler, vocab, room - 1)
         return sampled
+
+    def carry_out(self, operations: Sequence[Operation]) -> None:
+        """Change memory without a step. Raises StateError where a state was lost."""
+        self.saved.clear()
+        self.cache.carry_out(operations)
 
     def sampled(self) -> Sequence[Sampled]:
         """Return the outcome of the steps before one that failed; empty where there were none."""
@@ -339,50 +377,11 @@ class Runner:
         self.context.close()
 
 
-def _adapt(context: Context, loras: Mapping[LoRA, float] | Iterable[LoRA]) -> None:
-    """Let a new context use adapters; it is closed where it cannot."""
-    try:
-        context.set_loras(loras)
-    except BaseException:
-        context.close()
-        raise
-
-
 def _is_sampled_by_hand(request: EngineRequest) -> bool:
     """Return whether Python functions see the logits of a request; the one that counts ``min_tokens`` is done with them."""
     if request.min_tokens and len(request.tokens) >= request.min_tokens:
         request.processors, request.min_tokens = request.processors[:-1], 0
     return bool(request.processors) or request.sampler.by_hand
-
-
-def _check_deterministic(options: Mapping[str, Any]) -> None:
-    """Raise ValueError for an argument of an Engine with which a request cannot be computed alone."""
-    for name in ("draft_model", "cache_dir", "kv_unified"):
-        if options.get(name):
-            raise ValueError(f"{name} does not go with deterministic=True; leave one of them out")
-
-
-def _check_model(model: Model) -> None:
-    if model.has_encoder:
-        raise ContextError(f"{model.handle.name} has an encoder; the engine is for models that only decode")
-    if model.vocab.type is VocabType.NONE:
-        raise ContextError(f"{model.handle.name} has no vocabulary, and the engine generates text")
-
-
-def _limits(context: Context, n_seq_max: int, n_batch: int, n_guessed: int) -> Limits:
-    """Return the limits of a context that was made for ``n_seq_max`` sequences and steps of ``n_batch`` tokens."""
-    model, memory, n_ctx_seq = context.model, context.memory, context.n_ctx_seq
-    trim = Trim.NOTHING if not memory.can_trim else Trim.COMPUTED if model.n_swa else Trim.ANY
-    n_outputs = min(context.params.n_outputs_max or n_batch, n_batch)
-    shares_cells = context.params.kv_unified and not model.is_recurrent
-    # For a token behind a sequence that is longer than its window, llama.cpp drops one that has left the window.
-    takes_padding = trim is not Trim.NOTHING and not shares_cells
-    return Limits(
-        n_seq_max, n_batch, n_ctx_seq, frozenset(model.vocab.eog_tokens()), trim,
-        n_cells=context.n_ctx if shares_cells else None,
-        n_guessed=0 if trim is Trim.NOTHING else min(n_guessed, n_outputs - n_seq_max), n_outputs=n_outputs,
-        pad_limit=min(n_ctx_seq, model.n_swa or n_ctx_seq) if takes_padding else 0,
-    )  # fmt: skip
 
 
 def _drafter(draft_model: Model, context: Context, options: Mapping[str, Any]) -> Drafter:

@@ -14,6 +14,8 @@ from offgrid_llama.errors import StateError
 from offgrid_llama.native.check import number
 from offgrid_llama.native.kinds import path_of
 
+from .planning.media_tokens import FIRST_MEDIA_TOKEN
+
 if TYPE_CHECKING:
     from .loop import Loop
     from .planning.scheduler import Scheduler
@@ -120,12 +122,15 @@ class Sequences:
     def _state(self, seq_id: int, salt: str) -> State:
         self._settle()
         tokens = self._scheduler.slots.plain_tokens(seq_id, salt)
+        if max(tokens, default=0) >= FIRST_MEDIA_TOKEN:
+            raise StateError(f"sequence {seq_id} holds pictures or sound, and cannot be saved")
         if not tokens:
             raise StateError(f"sequence {seq_id} holds nothing that these requests have computed")
         return self._runner.cache.save(seq_id, tokens)
 
     def _adopt(self, seq_id: int, state: State, salt: str) -> None:
-        if state.seq_id is None or not state.tokens or len(state.tokens) >= self._runner.context.n_ctx_seq:
+        n, most = len(state.tokens), max(state.tokens, default=0)
+        if state.seq_id is None or not n or n >= self._runner.context.n_ctx_seq or most >= FIRST_MEDIA_TOKEN:
             raise StateError(f"{state!r} is not that of a sequence of this engine")
         operations = self._scheduler.slots.adopt(seq_id, state.tokens, salt)
         self._settle()

@@ -21,6 +21,7 @@ class EngineStats:
         finished: how many requests have ended, by finish reason.
         n_steps: number of steps. step_seconds: time of all steps. last_step_seconds: time of the last one.
         guessed_tokens: guesses that were verified. guessed_tokens_right: those of them that were right.
+        n_encoded: pictures and sounds that were encoded, each tile of a picture and each part of a sound for itself.
         n_failed_steps: steps that failed or were cancelled, after which the engine went on.
     """
 
@@ -42,6 +43,7 @@ class EngineStats:
     guessed_tokens: int
     guessed_tokens_right: int
     n_failed_steps: int
+    n_encoded: int = 0
 
     @property
     def hit_rate(self) -> float:

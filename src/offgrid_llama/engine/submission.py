@@ -19,8 +19,11 @@ from offgrid_llama.text.text_stream import TextStream
 from .completion import Answer, Completion, Events
 from .later_end import LaterEnd
 from .loras import Adapters, checked_loras, fingerprints, of_all_texts, of_prompt
+from .media_prompt import MediaPrompt, has_media
+from .media_reader import read_media_prompt
 from .planning.drafting import Acceptance
 from .planning.lookup import Lookup
+from .planning.media_tokens import text_tokens
 from .planning.request import LateAdapters
 from .prompt_logprobs import PromptLogprobs
 from .request import EngineRequest
@@ -32,8 +35,11 @@ if TYPE_CHECKING:
     from offgrid_llama.sampling.sampling_params import SamplingParams
     from offgrid_llama.tasks.request_options import LoRAs, RequestOptions
 
+    from .encoder import Encoder
     from .loop import Loop
+    from .media_prompt import AnyPrompt
     from .planning.drafting import Drafting
+    from .planning.limits import Limits
     from .planning.reasoning_budget import ReasoningBudget
 
 __all__ = ["Submitter", "queue"]
@@ -46,8 +52,8 @@ class Submitter:
 
     Args:
         model: the engine's Model.
-        n_ctx_seq: most tokens of a sequence, prompt and answer together.
-        n_seq_max: how many sequences there are.
+        limits: of its context.
+        encoder: encodes pictures and sounds; None where prompts have none.
         can_shift: whether the context's memory can be shifted.
         drafting: how the draft model does; None without one.
         loras: the adapters of requests that name none, with their scales.
@@ -58,16 +64,18 @@ class Submitter:
         self,
         model: Model,
         *,
-        n_ctx_seq: int,
-        n_seq_max: int,
+        limits: Limits,
+        encoder: Encoder | None,
         can_shift: bool,
         drafting: Drafting | None,
         loras: Adapters,
         adapters: Mapping[str, LoRA],
     ) -> None:
         self._model = model
-        self._n_ctx_seq = n_ctx_seq
-        self._n_seq_max = n_seq_max
+        self._n_ctx_seq = limits.n_ctx_seq
+        self._n_seq_max = limits.n_seq_max
+        self._n_batch = limits.n_batch
+        self._encoder = encoder
         self._uncached = count()
         self._adapters = adapters
         self._loras, self._first_loras = loras, of_all_texts(loras)
@@ -81,7 +89,7 @@ class Submitter:
 
     def make(
         self,
-        prompt: str | bytes | Sequence[int],
+        prompt: AnyPrompt,
         options: RequestOptions,
         submitted: float,
         make_budget: Callable[[], ReasoningBudget] | None = None,
@@ -89,14 +97,14 @@ class Submitter:
         """Return the requests of a new completion, one with its answer for each of ``options.n``.
 
         Args:
-            prompt: text, or token ids.
+            prompt: text, token ids, or a list of texts, token ids, Images and Audios.
             options: the checked options.
             submitted: when the caller submitted it, by ``time.perf_counter``.
             make_budget: makes the reasoning budget of an answer; None limits nothing.
 
-        Raises ContextLengthError, ValueError, TypeError, UnicodeError, TokenizeError or GrammarError.
+        Raises ContextLengthError, ValueError, TypeError, UnicodeError, TokenizeError, MediaError or GrammarError.
         """
-        tokens = prompt_tokens(self._model.vocab, prompt, parse_special=options.parse_special)
+        tokens, media = self._tokens(prompt, options)
         self._check(tokens, options)
         params = self._without_ends(options.params) if options.ignore_eos else options.params
         if options.cache_salt and params.grammar is not None:
@@ -112,6 +120,7 @@ class Submitter:
                     tokens, options.max_tokens, options.priority, sampler=sampler, stream=TextStream(options.stop),
                     events=events, processors=options.logits_processors, shown=shown,
                     reports_progress=options.progress, wanted=options.seq_id, until=options.until,
+                    media=media, chunks=() if media is None else media.chunks,
                 )  # fmt: skip
                 requests.append(request)
                 self._complete(request, options, make_budget)
@@ -136,6 +145,27 @@ class Submitter:
         requests[0].scores_next = True
         _score(requests[0], n_given, PromptLogprobs(tokens, 1))
         return requests
+
+    def _tokens(self, prompt: AnyPrompt, options: RequestOptions) -> tuple[list[int], MediaPrompt | None]:
+        """Return the tokens of a prompt, and its pictures and sounds."""
+        if not has_media(prompt):
+            return prompt_tokens(self._model.vocab, prompt, parse_special=options.parse_special), None  # type: ignore[arg-type]
+        if self._encoder is None:
+            raise ValueError(
+                "the prompt is a list with texts or pictures, and the engine has no projector: make it with one"
+            )
+        for name in ("n_keep", "prompt_logprobs"):
+            if getattr(options, name) is not None:
+                raise ValueError(f"{name} does not go with pictures and sound; leave it out")
+        media = read_media_prompt(
+            self._encoder,
+            prompt,
+            parse_special=options.parse_special,
+            n_batch=self._n_batch,
+        )
+        if not media.tokens:
+            raise ValueError("prompt gives no tokens")
+        return media.tokens, media if media.chunks else None
 
     def _check(self, tokens: Sequence[int], options: RequestOptions) -> None:
         """Raise for what this engine's context cannot do."""
@@ -165,7 +195,8 @@ class Submitter:
             request.n_keep = min(len(request.prompt), self._n_ctx_seq - 2)
         self._set_cache(request, options)
         if options.min_tokens:
-            later = LaterEnd(len(request.prompt) + options.min_tokens, self._model.vocab.eog_tokens())
+            n_prompt = len(text_tokens(request.prompt, request.chunks))
+            later = LaterEnd(n_prompt + options.min_tokens, self._model.vocab.eog_tokens())
             request.processors, request.min_tokens = (*request.processors, later), options.min_tokens
         request.tenant = options.tenant
         request.guided = request.sampler.guide is not None
@@ -174,8 +205,9 @@ class Submitter:
         request.budget = None if make_budget is None else make_budget()
         guesses = not request.processors and request.budget is None and not request.sampler.by_hand
         if options.lookup and guesses:
-            request.guesser = Lookup(request.prompt, guided=request.guided, predicted=self._predicted(options))
-        if self._drafting is not None and options.draft and guesses and not request.guided:
+            known = text_tokens(request.prompt, request.chunks)
+            request.guesser = Lookup(known, guided=request.guided, predicted=self._predicted(options))
+        if self._drafting is not None and options.draft and guesses and not request.guided and not request.chunks:
             request.acceptance = Acceptance(self._drafting.chance)
 
     def _predicted(self, options: RequestOptions) -> list[int]:

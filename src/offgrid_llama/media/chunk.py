@@ -25,7 +25,7 @@ class MediaChunk(Owner):
 
     Attributes:
         kind: "image" or "audio".
-        id: the content id of the picture or the sound.
+        id: the content id of the picture or the sound. index: which of its chunks.
         n_tokens: positions of the KV cache that it takes, the number of its embeddings.
         n_positions: by how much the positions after it go on: ``n_tokens``, and less for a picture in a model with M-RoPE.
         causal: whether its embeddings attend to those before only. Where it is False, all are decoded in one micro-batch,
@@ -35,12 +35,15 @@ class MediaChunk(Owner):
 
     _instead = "tokenize the picture or the sound again"
 
-    def __init__(self, ptr: Any, projector: Handle, *, causal: bool, has_sections: bool, without_data: bool) -> None:
+    def __init__(
+        self, ptr: Any, projector: Handle, index: int, *, causal: bool, has_sections: bool, without_data: bool
+    ) -> None:
         kinds: dict[int, Literal["image", "audio"]] = {
             lib.MTMD_INPUT_CHUNK_TYPE_IMAGE: "image", lib.MTMD_INPUT_CHUNK_TYPE_AUDIO: "audio",
         }  # fmt: skip
         self.kind = kinds[lib.mtmd_input_chunk_get_type(ptr)]
         self.id = text_of(lib.mtmd_input_chunk_get_id(ptr))
+        self.index = index
         self.n_tokens: int = lib.mtmd_input_chunk_get_n_tokens(ptr)
         self.n_positions: int = lib.mtmd_input_chunk_get_n_pos(ptr)
         self.causal = causal

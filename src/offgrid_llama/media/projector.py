@@ -218,7 +218,7 @@ class Projector(Owner):
 
     def _take(self, chunks: Chunks, ptr: Any, found: Any, without_data: bool) -> None:
         """Append the ``mtmd_input_chunks`` of one picture or sound."""
-        count = ffi.new("size_t *")
+        count, n_media = ffi.new("size_t *"), 0
         for index in range(lib.mtmd_input_chunks_size(found)):
             chunk = lib.mtmd_input_chunks_get(found, index)
             if lib.mtmd_input_chunk_get_type(chunk) == lib.MTMD_INPUT_CHUNK_TYPE_TEXT:
@@ -230,7 +230,8 @@ class Projector(Owner):
             copy = not_null(lib.mtmd_input_chunk_copy(chunk), lambda log: MediaError("no memory", log=log))
             causal = not lib.mtmd_decode_use_non_causal(ptr, chunk)
             options = {"causal": causal, "has_sections": self.uses_mrope, "without_data": without_data}
-            chunks.append(MediaChunk(copy, self.handle, **options))
+            chunks.append(MediaChunk(copy, self.handle, n_media, **options))
+            n_media += 1
 
     def n_tokens(self, media: Media) -> int:
         """Return how many tokens a picture or a sound takes in a prompt, with the marks around it. No pixel is decoded."""

@@ -18,6 +18,7 @@ from .token_sampler import TokenSampler
 
 if TYPE_CHECKING:
     from offgrid_llama.context.context import Context
+    from offgrid_llama.context.embedding_batch import EmbeddingBatch
     from offgrid_llama.model.vocab import Vocab
     from offgrid_llama.native.handle import Handle
 
@@ -117,6 +118,7 @@ class Step:
         self._chains: list[tuple[int, Handle]] = []  # with their groups
         self._guided: list[tuple[int, TokenSampler, Guide]] = []
         self._pads: list[int] = []
+        self._embedded: EmbeddingBatch | None = None
         self._scorer.clear()
 
     def pad(self, seq_id: int, pos: int) -> None:
@@ -131,6 +133,11 @@ class Step:
         self._tokens += tokens
         self._positions += range(pos, pos + n)
         self._seq_ids += (seq_id,) * n
+
+    def embed(self, rows: EmbeddingBatch) -> None:
+        """Take embeddings of one sequence in place of tokens; no other row goes with them."""
+        self._embedded = rows
+        self._tokens += (0,) * len(rows)
 
     def sample(self, sampler: TokenSampler | None, *, n_guessed: int = 0, room: int = 1) -> int:
         """Sample from the last of the rows that were added, and return the batch's row.
@@ -206,7 +213,8 @@ class Step:
         c.deadline_ns = perf_counter_ns() + int(seconds * 1e9)
         pads = ffi.new("int32_t[]", self._pads) if self._pads else ffi.NULL
         c.padding_rows, c.n_padding_rows = pads, len(self._pads)
-        self._batch.fill(self._tokens, self._positions, self._seq_ids, self._rows)
+        if self._embedded is None:
+            self._batch.fill(self._tokens, self._positions, self._seq_ids, self._rows)
         if self._chains:
             with ExitStack() as stack:
                 for index, chain in self._chains:
@@ -234,7 +242,7 @@ class Step:
 
     def _decode(self) -> None:
         try:
-            self._context.decode_with(self._batch, self._native)
+            self._context.decode_with(self._embedded or self._batch, self._native)
         except BaseException:
             self._forget_pads()
             raise
@@ -249,7 +257,7 @@ class Step:
 
     def _native(self, ctx: Any, _: Any) -> int:
         begin = perf_counter_ns()
-        code = int(lib.og_run_step(ctx, self._batch.c, self._c))
+        code = int(lib.og_run_step(ctx, (self._embedded or self._batch).c, self._c))
         self.score_seconds = (self._c.returned_ns - begin - self._c.decode_ns) * 1e-9 if self._scorer.n_groups else 0.0
         self.gil_seconds = (perf_counter_ns() - self._c.returned_ns) * 1e-9
         return code

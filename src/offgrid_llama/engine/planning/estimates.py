@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from .chunk_pace import ChunkPace
 from .costs import Costs
 from .drafting import Drafting
 from .limits import Limits
@@ -24,12 +25,14 @@ class Estimates:
         costs: what guesses cost.
         padding: how many throw-away rows fill up a step; None adds none.
         drafting: how many tokens the draft model guesses; None without a draft model.
+        chunks: how many rows of a picture a step of their own may take.
     """
 
     pace: Pace
     costs: Costs = field(default_factory=Costs)
     padding: Padding | None = None
     drafting: Drafting | None = None
+    chunks: ChunkPace = field(default_factory=ChunkPace)
 
     @classmethod
     def of(cls, limits: Limits, *, drafts: bool = False) -> Estimates:
@@ -52,6 +55,9 @@ class Estimates:
             seconds: how long it has taken.
             draft_seconds: how long the draft model has taken for a token of each request; None if unknown.
         """
+        if plan.rows[0].chunk is not None:
+            self.chunks.observe(plan.n_prompt, seconds)
+            return
         if not n_guessed:
             self.pace.observe(plan.n_generating, plan.n_prompt, seconds)
             if not plan.n_prompt and self.padding is not None:

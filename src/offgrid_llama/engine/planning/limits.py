@@ -34,6 +34,8 @@ class Limits:
         n_outputs: most rows of a step with logits; at least ``n_seq_max``.
         piece: tokens of a prompt that are computed at once, each piece alone in its step, so that the same sequence is
             always computed by the same steps; 0 computes sequences together. No more than ``n_outputs``.
+        has_chunks: whether prompts may have pictures and sounds.
+        has_sections: whether positions behind a picture differ from the number of tokens before (M-RoPE).
     """
 
     n_seq_max: int
@@ -46,6 +48,8 @@ class Limits:
     pad_limit: int = 0
     n_outputs: int = 2**31 - 1
     piece: int = 0
+    has_chunks: bool = False
+    has_sections: bool = False
 
     def whole_pieces(self, n: int) -> int:
         """Return how many of ``n`` tokens are whole pieces; all, where prompts are not computed in pieces."""

@@ -71,6 +71,14 @@ class Pace:
             return FIRST_PREFILL_TOKENS
         return max(1, int((PREFILL_MAX_SLOWDOWN - 1) * waiting * plain / self._token))
 
+    def seconds_beside(self, n_generating: int, waiting: float) -> float | None:
+        """Return how long a step without requests that generate may take, between two that have this number of them.
+
+        None where that is unknown: a step with them is measured first. The arguments are those of ``prompt_budget``.
+        """
+        plain = self._plain(n_generating)
+        return None if plain is None else (PREFILL_MAX_SLOWDOWN - 1) * max(1.0, waiting) * plain
+
     def _plain(self, n_generating: int) -> float | None:
         """Return the seconds of a step without prompts in which about this many requests generate; None if unknown."""
         nearest = min(self._alone, key=lambda n: abs(n - n_generating), default=0)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
+from .media_tokens import Chunk
 from .operations import Operation
 from .request import Request
 
@@ -29,6 +30,7 @@ class Rows(Generic[R]):
         room: most tokens to sample.
         n_guessed: how many of the last tokens are guesses of the tokens sampled from the rows before them.
         n_draft: how many more the draft model guesses.
+        chunk: the chunk that the tokens are of; then they are all that the step computes. None for text.
         scored: which of the tokens tell how probable the next one of the prompt is, by their indexes.
     """
 
@@ -40,12 +42,15 @@ class Rows(Generic[R]):
     room: int
     n_guessed: int = 0
     n_draft: int = 0
+    chunk: Chunk | None = None
     scored: range = NOTHING_SCORED
 
 
 @dataclass(slots=True)
 class Plan(Generic[R]):
     """One step: first the operations, in their order, then all rows in one decode, by their sequences.
+
+    Without rows it is no step: it tells of ``admitted`` requests that wait for their pictures.
 
     Attributes:
         operations: changes of the memory.

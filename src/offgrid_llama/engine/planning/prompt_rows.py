@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from .limits import Limits
+from .media_tokens import Chunk
 from .plan import NOTHING_SCORED, R, Rows
 from .request import Request
 from .running import Running
 from .slots import Slots
 
-__all__ = ["callers_waiting", "next_piece", "shared_rows"]
+__all__ = ["callers_waiting", "chunk_rows", "next_piece", "shared_rows"]
 
 
 def callers_waiting(generating: Sequence[Request], prompts: Sequence[Request]) -> float:
@@ -63,6 +64,17 @@ def next_piece(run: Running[R], limits: Limits, slots: Slots) -> Rows[R]:
     pos, piece = slots.n_computed(run.seq), limits.piece
     n, scored = _scored(run.request, pos, min(len(run.todo), piece - pos % piece, run.n_alike(pos)), piece)
     return _rows(run, n, pos, scored, limits.n_ctx_seq)
+
+
+def chunk_rows(run: Running[R], chunk: Chunk, room: int, slots: Slots, limits: Limits) -> Rows[R]:
+    """Return the next rows of a chunk, up to ``room`` of them; all, if its rows look at each other."""
+    pos, piece = slots.n_computed(run.seq), limits.piece
+    n = run.n_alike(pos)
+    if chunk.causal:
+        n = min(n, piece - pos % piece if piece else room)
+    rows = _rows(run, n, pos, NOTHING_SCORED, limits.n_ctx_seq)
+    rows.chunk = chunk
+    return rows
 
 
 def _rows(run: Running[R], n: int, pos: int, scored: range, n_ctx_seq: int) -> Rows[R]:

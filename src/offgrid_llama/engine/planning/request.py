@@ -10,6 +10,7 @@ from offgrid_llama.finish_reason import FinishReason
 
 from .drafting import Acceptance
 from .lookup import Lookup
+from .media_tokens import Chunk, next_chunk
 from .reasoning_budget import ReasoningBudget
 
 __all__ = ["LateAdapters", "Request"]
@@ -53,6 +54,7 @@ class Request:
         adapters: what changes the model's weights for it; a step has requests with the same ones only.
         late: others that it has from some token on; None has none.
         is_kept: whether what it computes is kept for later requests.
+        chunks: the pictures and sounds of its prompt, in order.
         scored: of how many tokens of its prompt the logprobs are known, or not asked for, as those of the first, which has
             none. None does not ask for any.
         scores_next: whether that of the given token behind its prompt is asked for, too.
@@ -76,6 +78,7 @@ class Request:
     adapters: tuple[Any, ...] = ()
     late: LateAdapters | None = None
     is_kept: bool = True
+    chunks: Sequence[Chunk] = ()
     scored: int | None = None
     scores_next: bool = False
     tokens: list[int] = field(default_factory=list)
@@ -84,3 +87,17 @@ class Request:
     n_cached: int = 0
     n_guessed: int = 0
     n_right: int = 0
+
+    def chunk_at(self, at: int) -> Chunk | None:
+        """Return the chunk that the token of an index is in, or the first one behind it."""
+        return next_chunk(self.chunks, at) if self.chunks else None
+
+    def position(self, at: int) -> int:
+        """Return the position of the token of an index, which is in no chunk or begins one."""
+        if not self.chunks or at <= self.chunks[0].begin:
+            return at
+        chunk = next_chunk(self.chunks, at)
+        if chunk is not None and chunk.begin <= at:
+            return chunk.first
+        before = self.chunks[-1] if chunk is None else self.chunks[self.chunks.index(chunk) - 1]
+        return before.first + before.n_positions + at - before.end

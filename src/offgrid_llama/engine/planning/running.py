@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Generic
 
+from .media_tokens import Chunk
 from .plan import R, Rows
 
 __all__ = ["MAX_FORCED_TOKENS", "Running", "are_steady", "count_guesses"]
@@ -45,8 +46,15 @@ class Running(Generic[R]):
         return len(self.text()) - 1 if scored is None or scored >= len(self.prompt) else scored - 1
 
     def n_alike(self, pos: int) -> int:
-        """Return how many of the tokens from a position on have the same adapters, at most."""
-        return self.late_pos - pos if pos < self.late_pos else len(self.todo)
+        """Return how many tokens from a place on one decode can compute, at most: of the same adapters, and of one chunk."""
+        n = self.late_pos - pos if pos < self.late_pos else len(self.todo)
+        chunk = self.request.chunk_at(pos)
+        return n if chunk is None else min(n, (chunk.begin if pos < chunk.begin else chunk.end) - pos)
+
+    def chunk(self, pos: int) -> Chunk | None:
+        """Return the chunk that the token at a place is in; None for a token of text."""
+        chunk = self.request.chunk_at(pos)
+        return chunk if chunk is not None and chunk.begin <= pos else None
 
     def remove(self, begin: int, end: int) -> None:
         """Remove the tokens [begin, end) from the text; what is left counts as generated."""

@@ -7,18 +7,21 @@ other request. ``pace`` says how much room that is. Slots go to tenants in turn,
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any, Generic, TypeVar
 
 from offgrid_llama.finish_reason import FinishReason
 
 from .adapter_turns import AdapterTurns
+from .chunk_turns import ChunkTurns
 from .estimates import Estimates
 from .fair_queue import FairQueue, Waiting
+from .guess_rows import add_drafts, add_guesses
 from .limits import Limits
+from .media_tokens import Chunk
 from .operations import Forget, Keep, Operation, Spill
 from .plan import Outcome, Plan, R, Rows
-from .prompt_rows import callers_waiting, next_piece, shared_rows
+from .prompt_rows import callers_waiting, chunk_rows, next_piece, shared_rows
 from .running import MAX_FORCED_TOKENS, Running, are_steady, count_guesses
 from .slots import Slots, Taken, Wait
 
@@ -43,12 +46,22 @@ class Scheduler(Generic[R]):
         slots: its sequences.
         estimates: how long steps take.
         adapters: with which the context computes.
+        is_ready: whether the embeddings are there of the picture or sound with a head.
 
     Attributes:
         slots, estimates: as given.
+        chunks: the turns of pictures and sounds.
     """
 
-    def __init__(self, limits: Limits, slots: Slots, estimates: Estimates, *, adapters: tuple[Any, ...] = ()) -> None:
+    def __init__(
+        self,
+        limits: Limits,
+        slots: Slots,
+        estimates: Estimates,
+        *,
+        adapters: tuple[Any, ...] = (),
+        is_ready: Callable[[int], bool] = bool,
+    ) -> None:
         self.slots = slots
         self.estimates = estimates
         self._limits = limits
@@ -58,6 +71,7 @@ class Scheduler(Generic[R]):
         self._n_waiting = 0
         self._running: dict[R, Running[R]] = {}  # in the order of their sequences
         self._turns: AdapterTurns[R] = AdapterTurns(slots, adapters)
+        self.chunks: ChunkTurns[R] = ChunkTurns(slots, is_ready)
         self._n_begun = 0  # requests that have been given slots
         self._last_seq = -1  # of the request that was computed alone
         self._suspects: list[R] = []  # one of which may have made a decode fail
@@ -111,30 +125,55 @@ class Scheduler(Generic[R]):
     # A step begins ---------------------------------------------------------------------------------------------------
 
     def plan(self) -> Plan[R] | None:
-        """Return the next step, or None where there is nothing to compute."""
+        """Return the next step, or None where there is nothing to compute; a plan without rows is no step."""
         operations, self._operations = self._operations, []
         admitted = self._admit(operations) if self._waiting and not self._suspects else []
         self._turns.resume(self._to_compute(), operations)
         operations += self.slots.checkpoints()
         operations.sort(key=_comes_last)
         rows, prompts, n_more = self._generating(operations)
-        n_generating = len(rows)
-        n_guessed = n_draft = n_prompt = 0
-        if prompts:
-            n_prompt = self._add_prompts(rows, prompts, n_more)
-        elif self._limits.n_guessed and not self._suspects:
-            n_guessed = self._add_guesses(rows, n_more)
-            n_draft = self._add_drafts(rows, n_guessed, n_more)
-        if not rows:
+        texts, chunks = self.chunks.split(prompts)
+        of_chunk = self._of_chunk(rows, texts, chunks) if chunks else None
+        if of_chunk is not None:
+            plan = Plan(operations, [of_chunk], admitted, 0, 0, len(of_chunk.tokens))
+        else:
+            plan = Plan(operations, rows, admitted, len(rows), 0, 0)
+            self._fill(plan, texts, n_more, is_settled=not (prompts or n_more or self._suspects))
+        if not plan.rows:
             self._operations = operations
-            return None
-        plan = self._plan = Plan(operations, rows, admitted, n_generating, n_guessed + n_more, n_prompt, n_draft)
-        if not (prompts or n_more or self._suspects):
-            plan.steady = are_steady(rows)
-            padding = self.estimates.padding
-            if padding is not None and not (n_guessed or n_draft) and (n_pads := padding.n_pads(n_generating)):
-                plan.pads = self.slots.unused(n_pads, padding.limit)
+            return Plan([], [], admitted, 0, 0, 0) if admitted else None
+        self._plan = plan
         return plan
+
+    def _of_chunk(
+        self, rows: list[Rows[R]], texts: list[Running[R]], chunks: list[tuple[Running[R], Chunk]]
+    ) -> Rows[R] | None:
+        """Return rows of a picture or a sound, which are a step of their own; None where others have their turn."""
+        if not self.chunks.is_turn(others_wait=bool(rows or texts)):
+            return None
+        run, chunk = min(chunks, key=lambda item: item[0].order)
+        room = self._limits.n_batch
+        if rows:
+            waiting = callers_waiting([row.request for row in rows], [run.request for run, _ in chunks])
+            seconds = self.estimates.pace.seconds_beside(len(rows), waiting)
+            room = 0 if seconds is None else min(room, self.estimates.chunks.rows(seconds))
+        return chunk_rows(run, chunk, room, self.slots, self._limits) if room else None
+
+    def _fill(self, plan: Plan[R], texts: list[Running[R]], n_more: int, *, is_settled: bool) -> None:
+        """Add to the rows of requests that generate those of prompts, or guesses and padding."""
+        rows, limits = plan.rows, self._limits
+        plan.n_guessed = n_more
+        if texts:
+            plan.n_prompt = self._add_prompts(rows, texts, n_more)
+        elif limits.n_guessed and not self._suspects:
+            n_guessed = add_guesses(rows, limits, self.estimates, n_more)
+            plan.n_guessed += n_guessed
+            plan.n_draft = add_drafts(rows, limits, self.estimates, n_guessed, n_more)
+        if is_settled and rows:
+            plan.steady = are_steady(rows)
+            padding, guesses = self.estimates.padding, plan.n_guessed or plan.n_draft
+            if padding is not None and not guesses and (n_pads := padding.n_pads(plan.n_generating)):
+                plan.pads = self.slots.unused(n_pads, padding.limit)
 
     def _admit(self, operations: list[Operation]) -> list[R]:
         """Give slots to requests that wait; append the operations for that, and return these requests."""
@@ -214,7 +253,7 @@ class Scheduler(Generic[R]):
 
     def _computed_together(self) -> Collection[Running[R]]:
         """Return the requests of the next step: all with the adapters in use, or one, where each is computed alone."""
-        runs = self._turns.now(self._to_compute())
+        runs = self.chunks.now(self._turns.now(self._to_compute()))
         if not self._limits.piece or not runs or self._suspects:
             return runs
         run = next((run for run in runs if run.seq > self._last_seq), runs[0])  # one after the other
@@ -243,33 +282,6 @@ class Scheduler(Generic[R]):
         rows += more
         rows.sort(key=_seq_of)  # llama.cpp computes sequences together where their ids follow each other
         return sum(len(row.tokens) for row in more)
-
-    def _add_guesses(self, rows: list[Rows[R]], n_more: int) -> int:
-        """Append to the rows the guesses of prompt lookup that pay; return how many."""
-        total = 0
-        most, n_batch = self._limits.n_guessed, self._limits.n_batch - len(rows) - n_more
-        for row in rows:
-            guesser = row.request.guesser
-            if guesser is not None:
-                room = min(most - total, n_batch - total, row.room - 1)
-                if guessed := guesser.guess(self.estimates.costs, len(rows), n_more + total, room):
-                    row.tokens, row.n_guessed = [*row.tokens, *guessed], len(guessed)
-                    total += len(guessed)
-        return total
-
-    def _add_drafts(self, rows: list[Rows[R]], n_guessed: int, n_more: int) -> int:
-        """Mark the rows for which the draft model guesses, where that pays; return how many tokens for each."""
-        drafting = self.estimates.drafting
-        if drafting is None:
-            return 0
-        some = [row for row in rows if row.request.acceptance and not row.n_guessed and row.room > 1]
-        room = min(self._limits.n_guessed, self._limits.n_batch - len(rows) - n_more) - n_guessed
-        chances = [acceptance for row in some if (acceptance := row.request.acceptance)]
-        n = drafting.length(chances, self.estimates.costs, len(rows), room)
-        if n:
-            for row in some:
-                row.n_draft = min(n, row.room - 1)
-        return n
 
     # A step ends -----------------------------------------------------------------------------------------------------
 
@@ -337,24 +349,19 @@ class Scheduler(Generic[R]):
         self._operations += operations
 
     def restore(self, lengths: Sequence[int]) -> None:
-        """Take that the step of the last plan has failed, and memory has ``lengths[seq]`` tokens of each sequence.
+        """Take that the step of the last plan has failed, and memory has ``lengths[seq]`` positions of each sequence.
 
         The missing ones are computed again, and so are tokens whose logits are needed, as these are lost.
         """
         self._plan = None
         for run in self._running.values():
             text = run.text()
-            kept = min(lengths[run.seq], run.n_usable())
-            if kept < lengths[run.seq]:
-                self.slots.set_computed(run.seq, lengths[run.seq])
-                kept = self.slots.cut(run.seq, kept)
-                self._operations.append(Keep(run.seq, kept))
+            kept, operations = self.slots.kept(run.seq, text, lengths[run.seq], run.n_usable())
+            self._operations += operations
             run.todo = text[kept:]
             run.request.n_cached = min(run.request.n_cached, kept)
-            self.slots.set_computed(run.seq, kept)
         for seq, length in enumerate(lengths):
-            if self.slots.n_computed(seq) > length:
-                self.slots.keep(seq, length)
+            self._operations += self.slots.lose(seq, length)
         self._release_ended()
 
     def suspect(self, requests: Sequence[R]) -> None:

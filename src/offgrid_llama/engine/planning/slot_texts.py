@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 from .cells import Cells
 from .limits import Limits, Trim
+from .media_tokens import length_at, position_at, whole_chunks
 from .neighbours import by_distance, gap
 from .operations import Keep, Operation, Save, Shift
 from .prefixes import PrefixIndex
@@ -112,8 +113,19 @@ class SlotTexts:
         if n - length > SHORT_TAIL_TOKENS:
             operations += self.save(seq)
         if n > length:
-            operations.append(Keep(seq, length))
+            operations.append(self.keep_operation(seq, self.tokens(seq), length))
         return operations
+
+    def keep_operation(self, seq: int, text: Sequence[int], length: int) -> Keep:
+        """Return what keeps the first ``length`` tokens of a slot with a text."""
+        return Keep(seq, self._position(text, length))
+
+    def _position(self, text: Sequence[int], length: int) -> int:
+        return position_at(text, length) if self._limits.has_sections else length
+
+    def _whole(self, text: Sequence[int], length: int) -> int:
+        """Return the largest length up to ``length`` that cuts no picture or sound of a text: nothing begins within one."""
+        return whole_chunks(text, length) if self._limits.has_chunks else length
 
     def save(self, seq: int) -> list[Operation]:
         """Return what puts the tokens of a slot on the shelf; nothing where they lie there, or in another slot, already."""
@@ -169,10 +181,35 @@ class SlotTexts:
         least = self._n_computed[seq] if self._trim is Trim.NOTHING else self._least[seq]
         return length if length >= least else 0
 
-    def set_computed(self, seq: int, n: int) -> None:
-        """Take that memory has ``n`` tokens of a slot in use, and its request goes on from there."""
-        self._n_computed[seq] = n
-        self._least[seq] = min(n, self._least[seq])
+    def kept(self, seq: int, text: Sequence[int], n_positions: int, n_usable: int) -> tuple[int, list[Operation]]:
+        """Take that memory has ``n_positions`` of a slot in use; return from which token of its text its request goes on.
+
+        Of what memory has it keeps up to ``n_usable`` tokens; the operations see to that.
+        """
+        held = self._length(text, n_positions)
+        kept = self._whole(text, min(held, n_usable))
+        operations: list[Operation] = []
+        if self._position(text, kept) < n_positions:
+            self._n_computed[seq] = max(held, kept + 1)
+            kept = self.cut(seq, kept)
+            operations = [self.keep_operation(seq, text, kept)]
+        self._n_computed[seq] = kept
+        self._least[seq] = min(kept, self._least[seq])
+        return kept, operations
+
+    def lose(self, seq: int, n_positions: int) -> list[Operation]:
+        """Take that memory has ``n_positions`` of a slot; return what removes a picture that it has only a part of.
+
+        A slot in use has had its turn: see ``kept``.
+        """
+        text = self.tokens(seq)[: self._n_computed[seq]] if self._limits.has_sections else ()
+        if seq in self._running or self._position(text, self._n_computed[seq]) <= n_positions:
+            return []
+        self.keep(seq, self._length(text, n_positions))
+        return [self.keep_operation(seq, text, self._n_computed[seq])] if self._limits.has_sections else []
+
+    def _length(self, text: Sequence[int], n_positions: int) -> int:
+        return length_at(text, n_positions) if self._limits.has_sections else n_positions
 
     def release(self, seq: int, generated: Sequence[int] = ()) -> None:
         """End the request of a slot, which has generated these tokens; the computed ones stay for others."""

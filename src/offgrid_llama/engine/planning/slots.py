@@ -96,7 +96,7 @@ class Slots(SlotTexts):
         """Return how many tokens of a prompt were computed before, in a slot or on the shelf."""
         text, most = self._salted(prompt, salt, late), len(prompt) - 1
         known, holders = self._index.longest(text)
-        ready = max((self._usable(seq, min(known, most)) for seq in holders), default=0)
+        ready = max((self._usable(seq, text, min(known, most)) for seq in holders), default=0)
         return max(ready, self._stored(text, most)[0])
 
     def _salted(self, prompt: Sequence[int], salt: str, late: LateAdapters | None) -> Sequence[int]:
@@ -113,7 +113,7 @@ class Slots(SlotTexts):
                 return Wait.SLOT
             self._evict(prefix.source)
             return self._take(prompt, room, wanted, most)
-        target, shared, operations = self._prepare(prefix, wanted)
+        target, shared, operations = self._prepare(prefix, prompt, wanted)
         operations[:0], self._evicted = self._evicted, []
         least = self._least[prefix.source] if prefix.source is not None and shared else 0
         if prefix.key is not None and self._trim is Trim.COMPUTED:
@@ -133,9 +133,9 @@ class Slots(SlotTexts):
     def _prefix(self, prompt: Sequence[int], wanted: int | None, most: int) -> _Prefix | None:
         """Return where up to ``most`` tokens of a prompt come from; None where they are not computed or copied yet."""
         known, holders = self._index.longest(prompt)
-        known = self._limits.whole_pieces(min(known, most))
-        source = max(holders, key=lambda seq: self._preference(seq, known), default=None)
-        shared = 0 if source is None else self._usable(source, known)
+        known = self._whole(prompt, self._limits.whole_pieces(min(known, most)))
+        source = max(holders, key=lambda seq: self._preference(seq, prompt, known), default=None)
+        shared = 0 if source is None else self._usable(source, prompt, known)
         stored, key = self._stored(prompt, most)
         if key is None or stored < max(shared + MIN_PREFIX_TOKENS, known):
             if shared < known >= MIN_PREFIX_TOKENS and self._is_coming(holders, known):
@@ -145,7 +145,7 @@ class Slots(SlotTexts):
             return None
         return _Prefix(None, stored, key, known)
 
-    def _prepare(self, prefix: _Prefix, wanted: int | None) -> tuple[int, int, list[Operation]]:
+    def _prepare(self, prefix: _Prefix, prompt: Sequence[int], wanted: int | None) -> tuple[int, int, list[Operation]]:
         """Return the slot to take, how many tokens of the prefix it has then, and the operations for that."""
         source, shared = prefix.source, prefix.length
         target = self._target(wanted)
@@ -154,7 +154,7 @@ class Slots(SlotTexts):
             extra = self.shelf.use(prefix.key) - shared
             operations += [*self._make_room(target, 0), Load(prefix.key, target)]
             if extra:
-                operations.append(Keep(target, shared))
+                operations.append(self.keep_operation(target, prompt, shared))
         elif source in self._idle and (
             source == target or (wanted is None and self._is_as_good(source, target, shared))
         ):
@@ -167,21 +167,22 @@ class Slots(SlotTexts):
                 operations.append(Copy(source, target))
                 self._sources.add(source)
                 if self._n_computed[source] > shared:
-                    operations.append(Keep(target, shared))
+                    operations.append(self.keep_operation(target, prompt, shared))
         return target, shared, operations
 
-    def _usable(self, seq: int, length: int) -> int:
-        """Return how many of the first ``length`` tokens of a slot another one can begin with."""
+    def _usable(self, seq: int, text: Sequence[int], length: int) -> int:
+        """Return how many of the first ``length`` tokens of a slot, which a text shares, that can begin with."""
         n = self._limits.whole_pieces(min(self._n_computed[seq], length, self._reusable[seq]))
+        n = self._whole(text, n)
         if self.cut(seq, n) != n:
             return 0
         # A short prefix is not worth a copy; an idle slot that has little more than that is taken over.
         is_short = seq in self._idle and self._n_computed[seq] - n <= SHORT_TAIL_TOKENS
         return n if n >= MIN_PREFIX_TOKENS or is_short else 0
 
-    def _preference(self, seq: int, length: int) -> tuple[int, bool, int, int]:
+    def _preference(self, seq: int, text: Sequence[int], length: int) -> tuple[int, bool, int, int]:
         """Return how well a request begins from a slot: from an idle one that loses little, in the best place."""
-        n, usable = self._n_computed[seq], self._usable(seq, length)
+        n, usable = self._n_computed[seq], self._usable(seq, text, length)
         is_taken = seq in self._idle and n - usable <= SHORT_TAIL_TOKENS
         return usable, seq in self._idle, -self._gap(seq) if is_taken else -self._n_seq_max - n, -n
 
@@ -198,9 +199,9 @@ class Slots(SlotTexts):
         """Return how many tokens of a prompt lie on the shelf, up to ``most``, and the key of their text."""
         stored, key = self.shelf.longest(prompt)
         if key is None or self._trim is Trim.ANY:
-            return min(stored, most), key
+            return self._whole(prompt, min(stored, most)), key
         whole = self.shelf.longest_whole(prompt[:most])
-        return whole if whole is not None else (0, None)
+        return whole if whole is not None and self._whole(prompt, whole[0]) == whole[0] else (0, None)
 
     def adopt(self, seq: int, text: Sequence[int], salt: str) -> list[Operation]:
         """Let a slot that is not in use have a text that comes from elsewhere; return what makes room for it.
