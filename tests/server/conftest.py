@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 
+import offgrid_llama as og
 from helpers.chats import THINKING
 from helpers.infill import FIM
+from helpers.projectors import write_meaning
 from helpers.serving import MODEL, Served, serving
 from helpers.twin import LETTERS, write_tiny_llama
 
@@ -31,5 +33,19 @@ def thinker(smollm2_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Ite
     config = folder / "settings.toml"
     template = folder / "template.jinja"
     config.write_text(f"[[models]]\nname = '{MODEL}'\npreload = true\ntemplate = '{template}'\n", encoding="utf-8")
+    with serving("--config", str(config)) as served:
+        yield served
+
+
+@pytest.fixture(scope="session")
+def seeing(smollm2: og.Model, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    """A server with two models: one that sees and hears, and one that does neither."""
+    folder = tmp_path_factory.mktemp("seeing")
+    write_meaning(folder / "mmproj.gguf", smollm2)
+    config = folder / "settings.toml"
+    config.write_text(
+        f'[[models]]\nname = "seeing"\nmodel = "{MODEL}"\nprojector = "{folder / "mmproj.gguf"}"\n'
+        f'image_min_tokens = 1\nimage_max_tokens = 64\npreload = true\n[[models]]\nname = "blind"\nmodel = "{MODEL}"\n'
+    )
     with serving("--config", str(config)) as served:
         yield served

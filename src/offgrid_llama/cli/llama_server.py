@@ -156,7 +156,9 @@ def _settings(given: Mapping[str, Any], names: Sequence[str], model: str, *, pre
         names[0], model=model, aliases=tuple(names[1:]), template=_template(given),
         n_ctx=given.get("n_ctx") or None, n_parallel=_n_parallel(given), n_threads=n_threads if n_threads > 0 else None,
         n_gpu_layers=n_layers if isinstance(n_layers, int) and n_layers >= 0 else None, draft=_draft(given),
-        loras=loras, sampling=_sampling(given), engine=_engine(given), load=_load(given), preload=preload,
+        projector=given.get("projector"), image_min_tokens=given.get("image_min_tokens"),
+        image_max_tokens=given.get("image_max_tokens"), loras=loras, sampling=_sampling(given), engine=_engine(given),
+        load=_load(given), preload=preload,
     )  # fmt: skip
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import ExitStack, aclosing
+from dataclasses import replace
 from typing import Any
 
 import msgspec
@@ -19,6 +20,7 @@ from .dialects.dialect import Asked, Writer
 from .generation import Generation
 from .kept_streams import MAX_ID_CHARACTERS, KeptStream
 from .parts import admit, parts_of
+from .picture_urls import with_pictures
 from .streams import EventStream, kept_alive, while_connected
 from .supervision.served_model import ServedModel
 from .supervision.suspects import fingerprint
@@ -47,8 +49,10 @@ async def answer(request: Request, asked: Asked, keep: Callable[[Any], Awaitable
     )  # fmt: skip
     id_ = request.headers.get(CONVERSATION_ID, "").strip()
     if asked.stream and id_ and parts.streams.are_kept:
+        asked = await while_connected(request, _with_pictures(request, asked))
         return await _answer_kept(request, asked, model, writer, generation, id_)
     admit(request, model.name, asked.n_completions)
+    asked = await while_connected(request, _with_pictures(request, asked))
     frames = generation.ask(asked)
     if not asked.stream:
         return json_response(await while_connected(request, generation.whole(frames)))
@@ -75,6 +79,10 @@ async def _answer_kept(
     return EventStream(stream.read(0), writer.media_type)
 
 
+async def _with_pictures(request: Request, asked: Asked) -> Asked:
+    return replace(asked, what=await with_pictures(asked.what, parts_of(request).settings.image_hosts))
+
+
 def _events(generation: Generation, frames: AsyncIterator[Any], writer: Writer) -> AsyncIterator[bytes]:
     events = generation.events(frames)
     return kept_alive(events, writer.sign_of_life, writer.failed) if writer.sign_of_life else events
@@ -91,11 +99,14 @@ async def call(
     model = supervisor.find_to_answer(name)
     request.scope[MODEL] = model.name
     key = request.scope["key"]
-    if "conversation" in arguments and supervisor.presets.find(name) is not None:
-        conversation = msgspec.convert(arguments["conversation"], Conversation)
-        arguments = {"conversation": msgspec.to_builtins(supervisor.presets.applied(name, conversation))}
+    conversation: Conversation | None = None
+    if "conversation" in arguments:
+        conversation = supervisor.presets.applied(name, msgspec.convert(arguments["conversation"], Conversation))
 
     async def result() -> Any:
+        if conversation is not None:
+            told = await with_pictures(conversation, parts_of(request).settings.image_hosts)
+            arguments["conversation"] = told
         frames = supervisor.ask(
             model, lambda id_: Call(id_, what, arguments, key), fingerprint(model.name, [what, arguments]), keep_alive
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import ExitStack, suppress
+from dataclasses import replace
 from functools import partial
 
 import msgspec
@@ -16,6 +17,7 @@ from .dialects.dialect import Asked
 from .dialects.responses_writer import ResponsesWriter
 from .generation import Generation
 from .metrics import Metrics
+from .picture_urls import with_pictures
 from .stored_responses.record import INTERRUPTED
 from .stored_responses.stored_responses import StoredResponses
 from .supervision.served_model import ServedModel
@@ -140,6 +142,8 @@ class Background:
         writer = run.writer
         try:
             with held:
+                what = await with_pictures(asked.what, self._supervisor.settings.image_hosts)
+                asked = replace(asked, what=what)
                 generation = Generation(
                     self._supervisor, self._metrics, model, writer, run.key, partial(self._keep, run)
                 )

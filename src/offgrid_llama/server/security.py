@@ -35,11 +35,12 @@ HELD = "offgrid_llama.held"
 REQUEST_ID = "offgrid_llama.request_id"
 """The key of a scope with the id of its request."""
 
-OPEN_PATHS = {"/health", "/", "/page/page.css", "/page/page.js", "/page/icon.svg"}
+OPEN_PATHS = {"/health", "/", "/page/page.css", "/page/page.js", "/page/attachments.js", "/page/icon.svg"}
 """Paths that need no key: whether the server is up, and the page, which asks for the key."""
 
 PAGE_POLICY = (
-    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; media-src data:; "
+    "connect-src 'self'; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
 SMALL_ANSWER_BYTES = 64 * 2**10

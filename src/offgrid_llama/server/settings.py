@@ -55,6 +55,8 @@ class ModelSettings:
         n_threads: CPU threads; None is all cores.
         n_gpu_layers: layers on the GPU; None is as many as fit.
         draft: a small model for speculative decoding, named as ``model`` is.
+        projector: what sees or hears for the model (an mmproj), named as ``model`` is.
+        image_min_tokens, image_max_tokens: bounds for the tokens of a picture; None is what the projector's file says.
         loras: files of LoRA adapters to use, each with its scale.
         matryoshka: whether the model was trained for vectors that are cut, which the ``dimensions`` of a request asks for:
             true for any number of values, or a list of the numbers.
@@ -74,6 +76,9 @@ class ModelSettings:
     n_threads: int | None = None
     n_gpu_layers: int | None = None
     draft: str | None = None
+    projector: str | None = None
+    image_min_tokens: int | None = None
+    image_max_tokens: int | None = None
     loras: Mapping[str, float] = field(default_factory=dict)
     matryoshka: bool | Sequence[int] = False
     sampling: Mapping[str, Any] = field(default_factory=dict)
@@ -109,6 +114,7 @@ class Settings:
         api_key_file: a file with further keys, one on each line.
         insecure: allow a ``host`` that other machines can reach, without a key.
         allowed_hosts: allowed values of the Host header, besides this machine's names and ``host``; ``*`` allows any.
+        image_hosts: hosts of which pictures are fetched that requests name by URLs: names, ``*.example.org``, addresses.
         cors_origins: origins of web pages that may use the server, besides its own; ``*`` allows all.
         memory_budget: bytes that all workers together may take; 0 is three quarters of this machine's memory.
         idle_seconds: unload a model after this time without a request; 0 is never.
@@ -151,6 +157,7 @@ class Settings:
     api_key_file: str | None = None
     insecure: bool = False
     allowed_hosts: Sequence[str] = ()
+    image_hosts: Sequence[str] = ()
     cors_origins: Sequence[str] = ()
     memory_budget: int = _at_least(0, 0, "bytes")
     idle_seconds: float = _at_least(0, 0.0, "seconds")

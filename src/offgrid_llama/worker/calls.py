@@ -15,6 +15,7 @@ from offgrid_llama.chat.chat_formats import ChatFormats
 from offgrid_llama.chat.reasoning import Reasoning
 from offgrid_llama.engine.chat_options import ChatOptions
 from offgrid_llama.errors import ContextError
+from offgrid_llama.media.projector import Projector
 from offgrid_llama.model.adapter import LoRA
 from offgrid_llama.model.model import Model
 from offgrid_llama.native.enums import PoolingType
@@ -26,7 +27,7 @@ from .arguments import chat_arguments, check_template
 from .failures import RequestError, client_data
 from .fair_pool import FairPool
 from .generation import Conversation
-from .prompts import mixed
+from .prompts import mixed, n_prompt_tokens
 from .thread_shares import ThreadShares
 
 __all__ = ["FIELDS", "Calls"]
@@ -52,6 +53,7 @@ class Calls:
         shares: how many threads to compute with.
         threads: for work that would block the event loop.
         pooled: one thread, for contexts that compute embeddings and ranks.
+        projector: sees and hears for the model; None does not.
 
     Attributes:
         functions: by the name of the Call; they take the partition of the client, and the arguments of the Call.
@@ -66,8 +68,10 @@ class Calls:
         *,
         threads: FairPool,
         pooled: FairPool,
+        projector: Projector | None = None,
     ) -> None:
         self._model = model
+        self._projector = projector
         self._template = template
         self._formats = ChatFormats(model)
         self._loras = loras
@@ -217,7 +221,7 @@ class Calls:
             options, _ = ChatOptions.split("count", chat_arguments(asked))
             chat_format = self._formats.of(asked.template or self._template, tools=bool(asked.tools))
             prompt, _ = options.prompt(asked.messages, chat_format, partition)
-        return len(prompt.tokens)
+            return n_prompt_tokens(prompt, self._projector)
 
 
 def _without_reasoning(prompt: str, marks: Reasoning | None) -> str:

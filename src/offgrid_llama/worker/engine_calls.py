@@ -77,6 +77,8 @@ class EngineCalls:
             "n_ctx": model.n_ctx_train if engine is None else engine.n_ctx_seq,
         }  # fmt: skip
         if engine is not None:
+            media = engine.projector
+            found["modalities"] = {name: media is not None and getattr(media, name) for name in ("vision", "audio")}
             params = SamplingParams(**self._sampling)
             found |= {"params": Told(engine, Options(), params, ()).used(), "n_slots": len(engine.sequences.views())}
         return found

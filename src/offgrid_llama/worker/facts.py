@@ -18,6 +18,7 @@ from offgrid_llama.chat.reasoning import find_reasoning
 from offgrid_llama.chat.template.template import ChatTemplate
 from offgrid_llama.errors import ChatTemplateError
 from offgrid_llama.files.architecture import HAS_ENCODER
+from offgrid_llama.files.gguf import GGUF
 from offgrid_llama.files.model_files import ModelFiles
 from offgrid_llama.files.quantize_params import FTYPES
 
@@ -38,12 +39,13 @@ _NO_POOLING = (0, -1, 2**32 - 1)
 _FTYPE_NAMES = {number: name for name, number in FTYPES.items()}
 
 
-def facts_of(file: str, template: str | None) -> Facts:
+def facts_of(file: str, template: str | None, projector: str | None = None) -> Facts:
     """Return the facts of a model's files.
 
     Args:
         file: the first one.
         template: the source of the chat template to use instead of the model's.
+        projector: the file of what sees or hears for it.
 
     Raises GGUFError and OSError.
     """
@@ -58,6 +60,7 @@ def facts_of(file: str, template: str | None) -> Facts:
     template = _own_template(short) if template is None else template
     architecture = str(short.get("general.architecture", ""))
     generates = _generates(short, architecture)
+    sees, hears = (False, False) if projector is None or not generates else _senses(projector)
     return Facts(
         size=size, digest=hashlib.sha256(files.fingerprint({}).encode()).hexdigest(), architecture=architecture,
         file_type=_FTYPE_NAMES.get(_number(short.get("general.file_type")), ""),
@@ -65,6 +68,7 @@ def facts_of(file: str, template: str | None) -> Facts:
         template=template, metadata={**short, **long}, generates=generates, chats=generates and bool(template),
         reasons=generates and _reasons(template), fills=generates and fills,
         embeds=not generates or _number(short.get(f"{architecture}.pooling_type", 0)) not in _NO_POOLING,
+        sees=sees, hears=hears,
     )  # fmt: skip
 
 
@@ -82,6 +86,11 @@ def _generates(metadata: Mapping[str, Any], architecture: str) -> bool:
     return metadata.get(f"{architecture}.attention.causal") is not False and architecture not in HAS_ENCODER
 
 
+def _senses(projector: str) -> tuple[bool, bool]:
+    with GGUF(projector) as header:
+        return header.get("clip.has_vision_encoder") is True, header.get("clip.has_audio_encoder") is True
+
+
 def _reasons(source: str) -> bool:
     try:
         return bool(source) and find_reasoning(ChatTemplate(source)) is not None
@@ -97,7 +106,7 @@ def main() -> None:
     """Answer the request of standard input."""
     for asked in msgspec.json.decode(sys.stdin.buffer.read(), type=list[FactsOf]):
         try:
-            told: Facts | str = facts_of(asked.file, asked.template)
+            told: Facts | str = facts_of(asked.file, asked.template, asked.projector)
         except Exception as error:
             told = f"{type(error).__name__}: {error}".partition("\n")[0]
         sys.stdout.buffer.write(msgspec.json.encode(told) + b"\n")

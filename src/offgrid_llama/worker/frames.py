@@ -293,10 +293,17 @@ class Heartbeat(msgspec.Struct, tag="heartbeat", array_like=True):
 
 
 class FactsOf(msgspec.Struct):
-    """Tell the Facts of a model, by its first file, and the source of a chat template to use instead of its own."""
+    """Tell the Facts of a model, by its first file.
+
+    Attributes:
+        file: this one.
+        template: the source of a chat template to use instead of its own.
+        projector: the file of what sees or hears for it.
+    """
 
     file: str
     template: str | None = None
+    projector: str | None = None
 
 
 class Facts(msgspec.Struct):
@@ -312,6 +319,7 @@ class Facts(msgspec.Struct):
         metadata: by key, without the template; long arrays are empty.
         generates, chats, reasons, fills, embeds: whether it writes texts, answers conversations, reasons before that, fills
             gaps, and was made for vectors.
+        sees, hears: whether its projector takes pictures, and sound.
     """
 
     size: int
@@ -328,6 +336,8 @@ class Facts(msgspec.Struct):
     reasons: bool
     fills: bool
     embeds: bool
+    sees: bool = False
+    hears: bool = False
 
 
 ToWorker = LoadModel | Generate | Call | Cancel | Threads | Stop

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from offgrid_llama.chat.chat_format import Prompt
+from offgrid_llama.media.projector import Projector
 from offgrid_llama.model.vocab import Vocab
 from offgrid_llama.tasks.infill import fim_prompt
 from offgrid_llama.tasks.prompt_tokens import prompt_tokens
 
+from .failures import RequestError
 from .generation import Texts
 
-__all__ = ["mixed", "tokens_of"]
+__all__ = ["mixed", "n_prompt_tokens", "tokens_of"]
 
 
 def tokens_of(prompt: str | Sequence[int | str], asked: Texts, vocab: Vocab) -> list[int]:
@@ -37,3 +40,16 @@ def mixed(prompt: Sequence[int | str], vocab: Vocab, *, parse_special: bool = Fa
         else:
             tokens.append(part)
     return tokens
+
+
+def n_prompt_tokens(prompt: Prompt, projector: Projector | None) -> int:
+    """Return how many tokens the prompt of a conversation takes, with its pictures and sounds, which are not decoded.
+
+    Raises RequestError where there are some, and the model has no projector; and as ``Projector.tokenize`` does.
+    """
+    if len(prompt.token_ids) == len(prompt.tokens):
+        return len(prompt.tokens)
+    if projector is None:
+        raise RequestError("this model takes no pictures and no sound", param="messages")
+    with projector.tokenize(prompt.tokens, decode=False) as parts:
+        return parts.n_tokens

@@ -10,6 +10,7 @@ from typing import Any
 
 from offgrid_llama.chat import ChatTemplate
 from offgrid_llama.chat.chat_format import ChatFormat
+from offgrid_llama.chat.media_parts import has_media
 from offgrid_llama.engine import Answer, ChatCompletion, Completion, Delta, Engine, FinishReason, Piece
 from offgrid_llama.engine.chat_options import ChatArguments, ChatOptions
 from offgrid_llama.errors import ContextLengthError
@@ -36,7 +37,7 @@ from .frames import (
 )
 from .generation import Conversation, Texts
 from .logprobs import best_answers, check_told, end_logprob, prompt_logprobs, token_logprobs
-from .prompts import tokens_of
+from .prompts import n_prompt_tokens, tokens_of
 from .shortening import Messages, shortened
 
 __all__ = ["ChatRequests", "TextRequests"]
@@ -101,9 +102,11 @@ class ChatRequests:
         if asked.template is None:
             check_template(self._engine.model, self._template)
         with client_data(asked.names, asked.n_completion):
+            if self._engine.projector is None and has_media(asked.messages):
+                raise RequestError("this model takes no pictures and no sound", param="messages")
             options = request_arguments(
                 asked.options, self._engine.n_ctx_seq, self._sampling, self._vocab, self._loras,
-                can_shift=self._engine.can_shift,
+                can_shift=self._engine.can_shift and not has_media(asked.messages),
             )  # fmt: skip
             arguments: ChatArguments = {
                 **options, **chat_arguments(asked), "template": asked.template or self._template,
@@ -134,7 +137,8 @@ class ChatRequests:
         chat_format, n_ctx_seq = self._format(arguments), self._engine.n_ctx_seq
 
         def n_tokens(messages: Messages) -> int:
-            return len(options.prompt(messages, chat_format, arguments["cache_salt"])[0].tokens)
+            prompt, _ = options.prompt(messages, chat_format, arguments["cache_salt"])
+            return n_prompt_tokens(prompt, self._engine.projector)
 
         room = min(asked.options.max_tokens or n_ctx_seq, n_ctx_seq // MAX_ROOM_PART)
         return shortened(asked.messages, n_tokens, n_ctx_seq - max(1, room))

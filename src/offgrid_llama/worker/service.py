@@ -8,6 +8,7 @@ from typing import Any
 
 from offgrid_llama.chat.template.choice import has_template, read_template
 from offgrid_llama.engine import Engine
+from offgrid_llama.media.projector import Projector
 from offgrid_llama.model.adapter import LoRA
 from offgrid_llama.model.model import Model
 
@@ -36,6 +37,7 @@ class Service:
         sampling: SamplingParams for requests that do not set them.
         template: a chat template to use instead of the model's.
         loras: files of LoRA adapters to use, with their scales.
+        projector: arguments of Projector besides the model; None is a model that neither sees nor hears.
         progress: called with the share of the model that is loaded, from 0 to 1.
 
     Raises as Model and Engine do.
@@ -50,6 +52,7 @@ class Service:
         sampling: Mapping[str, Any],
         template: str | None = None,
         loras: Mapping[str, float] | None = None,
+        projector: Mapping[str, Any] | None = None,
         progress: Callable[[float], object] | None = None,
     ) -> None:
         self._threads = FairPool(N_REQUEST_THREADS, "offgrid_llama requests")
@@ -58,14 +61,18 @@ class Service:
         try:
             adapters = {LoRA(self._model, path): scale for path, scale in (loras or {}).items()}
             self._template = None if template is None else read_template(self._model, template)
-            self._engine = None if self._embeds_only else Engine(self._model, loras=adapters, **engine)
+            media = (
+                None if projector is None else Projector(self._model, n_threads=engine.get("n_threads"), **projector)
+            )
+            self._engine = None if self._embeds_only else Engine(self._model, loras=adapters, projector=media, **engine)
         except BaseException:
             self._model.close()
             raise
         self._shares = ThreadShares(self._engine, engine.get("n_threads"))
         self._calls = Calls(
-            self._model, self._template, adapters, self._shares, threads=self._threads, pooled=self._pooled_thread
-        )
+            self._model, self._template, adapters, self._shares, projector=media, threads=self._threads,
+            pooled=self._pooled_thread,
+        )  # fmt: skip
         self._engine_calls = EngineCalls(
             self._model, self._engine, self._template, adapters, dict(sampling), self._threads
         )
@@ -85,12 +92,13 @@ class Service:
 
     def info(self) -> dict[str, Any]:
         """Return facts about the model, for ``/v1/models``."""
-        model = self._model
+        model, media = self._model, None if self._engine is None else self._engine.projector
         return {
             "n_ctx_train": model.n_ctx_train, "n_ctx": self._engine.n_ctx_seq if self._engine is not None else None,
             "n_params": model.n_params, "n_embd": model.n_embd, "n_vocab": model.vocab.n_tokens, "size": model.size,
             "description": model.description, "chat": self._has_template and self._engine is not None,
             "generates": self._engine is not None,
+            "vision": media is not None and media.vision, "audio": media is not None and media.audio,
         }  # fmt: skip
 
     def set_n_threads(self, n: int) -> None:

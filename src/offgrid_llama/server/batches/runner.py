@@ -11,6 +11,7 @@ from typing import Any
 from offgrid_llama.server.api_error import ApiError
 from offgrid_llama.server.dialects.dialect import Asked, Writer
 from offgrid_llama.server.dialects.openai_vectors import AskedVectors
+from offgrid_llama.server.picture_urls import with_pictures
 from offgrid_llama.server.supervision.served_model import ServedModel
 from offgrid_llama.server.supervision.supervisor import Supervisor
 from offgrid_llama.server.supervision.suspects import fingerprint
@@ -92,7 +93,8 @@ class BatchRunner:
             arguments = asked.arguments(model.settings.matryoshka)
             vectors = await self._last(model, partial(Call, what="embed", arguments=arguments), asked.texts)
             return await asyncio.to_thread(asked.body, vectors.value, model.name)
-        what = self._supervisor.presets.applied(asked.model, asked.what)
+        what = await with_pictures(asked.what, self._supervisor.settings.image_hosts)
+        what = self._supervisor.presets.applied(asked.model, what)
         writer = asked.writer(asked.model or model.name)
         make = partial(Generate, what=what, stream=asked.in_chunks)
         return writer.whole(await self._last(model, make, what, writer))

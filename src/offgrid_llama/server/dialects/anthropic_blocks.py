@@ -12,8 +12,9 @@ from offgrid_llama.server.strict import refused
 from .anthropic_tools import CacheControl, Tool
 
 __all__ = [
-    "AssistantMessage", "Message", "NamedTool", "SystemPrompt", "TextBlock", "ThinkingBlock", "ToolAdditionBlock",
-    "ToolReference", "ToolRemovalBlock", "ToolResultBlock", "ToolUseBlock", "UserMessage", "changes_of_tools",
+    "AssistantMessage", "ImageBlock", "Message", "NamedTool", "SystemPrompt", "TextBlock", "ThinkingBlock",
+    "ToolAdditionBlock", "ToolReference", "ToolRemovalBlock", "ToolResultBlock", "ToolUseBlock", "UserMessage",
+    "changes_of_tools",
 ]  # fmt: skip
 
 MAX_KIND_CHARACTERS = 40
@@ -39,6 +40,32 @@ class TextBlock(_Block):
 
     type: Literal["text"]
     text: str
+
+
+class Base64Source(_Block):
+    """A picture in base64."""
+
+    type: Literal["base64"]
+    media_type: str
+    data: str
+
+    @property
+    def url(self) -> str:
+        return f"data:{self.media_type};base64,{self.data}"
+
+
+class UrlSource(_Block):
+    """The place of a picture."""
+
+    type: Literal["url"]
+    url: str
+
+
+class ImageBlock(_Block):
+    """A picture."""
+
+    type: Literal["image"]
+    source: Annotated[Base64Source | UrlSource, Field(discriminator="type")]
 
 
 class ThinkingBlock(_Block):
@@ -100,7 +127,7 @@ def _of_types(*known: str) -> BeforeValidator:
 
 
 _ResultBlock: TypeAlias = Annotated[
-    TextBlock | ToolReference, Field(discriminator="type"), _of_types("text", "tool_reference")
+    TextBlock | ImageBlock | ToolReference, Field(discriminator="type"), _of_types("text", "image", "tool_reference")
 ]
 
 
@@ -114,7 +141,7 @@ class ToolResultBlock(_Block):
 
 
 _UserBlock: TypeAlias = Annotated[
-    TextBlock | ToolResultBlock, Field(discriminator="type"), _of_types("text", "tool_result")
+    TextBlock | ImageBlock | ToolResultBlock, Field(discriminator="type"), _of_types("text", "image", "tool_result")
 ]
 _AssistantBlock: TypeAlias = Annotated[
     TextBlock | ThinkingBlock | RedactedThinkingBlock | ToolUseBlock,

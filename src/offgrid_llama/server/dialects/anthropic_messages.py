@@ -9,6 +9,7 @@ from offgrid_llama.server.api_error import ApiError
 
 from .anthropic_blocks import (
     AssistantMessage,
+    ImageBlock,
     Message,
     NamedTool,
     SystemPrompt,
@@ -98,15 +99,30 @@ def _of_user(message: UserMessage) -> list[dict[str, Any]]:
         if isinstance(block, ToolResultBlock)
     ]
     if len(made) < len(blocks) or not blocks:
-        made.append({"role": "user", "content": _text(blocks)})
+        made.append({"role": "user", "content": _content([_part(block) for block in blocks])})
     return made
 
 
-def _result(block: ToolResultBlock) -> str:
-    """Return the text of a result. Templates know no errors, so the text says that it is one."""
-    parts = blocks_of(block.content)
-    text = "".join(part.tool_name if isinstance(part, ToolReference) else part.text for part in parts)
-    return f"Error: {text}" if block.is_error else text
+def _result(block: ToolResultBlock) -> str | list[dict[str, Any]]:
+    """Return the content of a result. Templates know no errors, so a text says that it is one."""
+    parts = [_part(each) for each in blocks_of(block.content)]
+    return _content(["Error: ", *parts] if block.is_error else parts)
+
+
+def _part(block: Any) -> str | dict[str, Any]:
+    """Return a block of a user, or of a result, as a text or as OpenAI's part with a picture."""
+    if isinstance(block, ImageBlock):
+        return {"type": "image_url", "image_url": {"url": block.source.url}}
+    if isinstance(block, ToolReference):
+        return block.tool_name
+    return block.text if isinstance(block, TextBlock) else ""
+
+
+def _content(parts: Sequence[str | dict[str, Any]]) -> str | list[dict[str, Any]]:
+    """Return texts, joined; among pictures, they are parts."""
+    if all(isinstance(part, str) for part in parts):
+        return "".join(map(str, parts))
+    return [{"type": "text", "text": part} if isinstance(part, str) else part for part in parts if part]
 
 
 def _of_assistant(message: AssistantMessage, calls: Sequence[ToolUseBlock]) -> dict[str, Any]:

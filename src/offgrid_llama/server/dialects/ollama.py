@@ -16,7 +16,16 @@ from offgrid_llama.worker.generation import Conversation, Texts
 
 from .dialect import Asked, Dialect, Writer, arguments_of_call
 from .go_template import as_jinja
-from .ollama_options import constraint, messages_of, names, options_of, response_format, thinking, tools_of
+from .ollama_options import (
+    constraint,
+    message_content,
+    messages_of,
+    names,
+    options_of,
+    response_format,
+    thinking,
+    tools_of,
+)
 from .ollama_schemas import ChatBody, GenerateBody
 
 __all__ = [
@@ -69,6 +78,9 @@ def read_generate(body: GenerateBody) -> Asked:
 
 def _text(body: GenerateBody) -> Texts:
     """Return the text that is completed as it is, or around a gap."""
+    if body.images:
+        message = "pictures go with a chat template only: not with raw mode, and not with a suffix"
+        raise ApiError(400, message, code="invalid_value", param="images")
     if body.raw and (body.template or body.system or body.context):
         message = "raw mode does not support template, system, or context"
         raise ApiError(400, message, code="invalid_value", param="raw")
@@ -85,10 +97,11 @@ def _conversation(body: GenerateBody) -> Conversation:
     template = as_jinja(body.template) if body.template else None
     if template is not None:
         variables |= {"system": body.system, "prompt": body.prompt, "response": ""}
+    content = message_content(body.prompt, body.images)
     return Conversation(
-        options=options_of(body), names=names(body), messages=[*system, {"role": "user", "content": body.prompt}],
+        options=options_of(body), names=names(body), messages=[*system, {"role": "user", "content": content}],
         response_format=response_format(body), variables=variables, reasoning_budget=budget, reasons=bool(body.think),
-        template=template, before=body.context, tell_tokens=True, or_text=body.prompt,
+        template=template, before=body.context, tell_tokens=True, or_text=None if body.images else body.prompt,
     )  # fmt: skip
 
 

@@ -109,7 +109,7 @@ def _capabilities(facts: Facts | None) -> list[str]:
         return []
     can = {
         "completion": facts.generates, "embedding": facts.embeds, "insert": facts.fills, "tools": facts.chats,
-        "thinking": facts.reasons,
+        "thinking": facts.reasons, "vision": facts.sees, "audio": facts.hears,
     }  # fmt: skip
     return [name for name, does in can.items() if does]
 

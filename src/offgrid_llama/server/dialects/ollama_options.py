@@ -11,7 +11,16 @@ from .llama_server_options import scales
 from .ollama_schemas import ChatBody, GenerateBody, ModelOptions, OllamaMessage, OllamaTool
 from .openai_options import N_SEEDS
 
-__all__ = ["constraint", "messages_of", "names", "options_of", "response_format", "thinking", "tools_of"]
+__all__ = [
+    "constraint",
+    "message_content",
+    "messages_of",
+    "names",
+    "options_of",
+    "response_format",
+    "thinking",
+    "tools_of",
+]
 
 _AS_THEY_ARE = (
     "repeat_last_n", "repeat_penalty", "presence_penalty", "frequency_penalty", "mirostat", "mirostat_tau", "mirostat_eta",
@@ -96,7 +105,10 @@ def messages_of(messages: Sequence[OllamaMessage]) -> list[dict[str, Any]]:
     waiting: list[tuple[str, str]] = []  # id and name of the calls without a result
     n_calls = 0
     for message in messages:
-        said: dict[str, Any] = {"role": message.role.lower(), "content": message.content}
+        said: dict[str, Any] = {
+            "role": message.role.lower(),
+            "content": message_content(message.content, message.images),
+        }
         if message.thinking:
             said["reasoning_content"] = message.thinking
         if message.tool_calls:
@@ -111,6 +123,14 @@ def messages_of(messages: Sequence[OllamaMessage]) -> list[dict[str, Any]]:
             said |= _result(message, waiting)
         made.append(said)
     return made
+
+
+def message_content(text: str, images: Sequence[str] | None) -> str | list[dict[str, Any]]:
+    """Return the content of a message: its text, and its pictures before that, as OpenAI has them."""
+    if not images:
+        return text
+    parts = [{"type": "image_url", "image_url": {"url": f"data:;base64,{image}"}} for image in images]
+    return [*parts, {"type": "text", "text": text}]
 
 
 def _result(message: OllamaMessage, waiting: list[tuple[str, str]]) -> dict[str, str]:

@@ -69,12 +69,6 @@ def _format(value: str) -> str:
     return value
 
 
-def _no_images(value: Any) -> Any:
-    if value:
-        raise PydanticCustomError("images", "this server does not take pictures")
-    return value
-
-
 Whole = Annotated[int, Field(ge=-(2**63), le=2**63 - 1), BeforeValidator(_whole)]
 KeepAlive = Annotated[float, BeforeValidator(_seconds)]
 Think = Annotated[bool | str, BeforeValidator(_think)]
@@ -82,7 +76,8 @@ Format: TypeAlias = Annotated[
     Annotated[str, AfterValidator(_format), Tag("text")] | Annotated[dict[str, Any], Tag("object")],
     by_shape("'json' or a JSON Schema"),
 ]
-Images = Annotated[list[Any], BeforeValidator(_no_images)]
+Images = Annotated[list[str], Field(fail_fast=True)]
+"""Pictures: the files themselves, in base64."""
 Name = Annotated[str, Field(max_length=256)]
 Inputs: TypeAlias = Annotated[
     Annotated[str, Tag("text")] | Annotated[list[str], Field(max_length=MAX_INPUTS, fail_fast=True), Tag("texts")],

@@ -37,8 +37,8 @@ class _Open(BaseModel):
     model_config = ConfigDict(extra="allow", protected_namespaces=())
 
 
-class ContentPart(_Open):
-    """A part of a message's content."""
+class TextPart(_Open):
+    """A text in a message's content."""
 
     type: str | None = None
     text: str
@@ -52,10 +52,50 @@ class ContentPart(_Open):
         if kind == "refusal":
             return {"text": given["refusal"], **given} if "refusal" in given else given
         if isinstance(kind, str) and kind != "text" and (kind in given or "text" not in given):
-            raise refused("type", f"only parts with a text are supported, not {kind[:40]!r}")
+            raise refused("type", f"only parts with text, image_url and input_audio are supported, not {kind[:40]!r}")
         return given
 
 
+class ImageUrl(_Open):
+    """The place of a picture: a ``data:`` URL, which has the file itself."""
+
+    url: str
+
+
+class ImagePart(_Open):
+    """A picture in a message's content."""
+
+    type: Literal["image_url"]
+    image_url: Annotated[
+        Annotated[str, Tag("text")] | Annotated[ImageUrl, Tag("object")], by_shape("a URL, or an object with one")
+    ]
+
+
+class InputAudio(_Open):
+    """A sound: the file itself, in base64."""
+
+    data: str
+    format: str | None = None
+
+
+class AudioPart(_Open):
+    """A sound in a message's content."""
+
+    type: Literal["input_audio"]
+    input_audio: InputAudio
+
+
+def _kind_of_part(value: Any) -> str:
+    kind = value.get("type") if isinstance(value, dict) else getattr(value, "type", None)
+    return kind if kind in ("image_url", "input_audio") else "text"
+
+
+ContentPart: TypeAlias = Annotated[
+    Annotated[TextPart, Tag("text")]
+    | Annotated[ImagePart, Tag("image_url")]
+    | Annotated[AudioPart, Tag("input_audio")],
+    Discriminator(_kind_of_part),
+]
 Content: TypeAlias = Annotated[
     Annotated[str, Tag("text")] | Annotated[list[ContentPart], Field(fail_fast=True), Tag("list")],
     by_shape("a valid string or a list of parts"),

@@ -1,7 +1,7 @@
 """Items of OpenAI's Responses API: those of a request, as clients write them, and as they are stored and listed.
 
 Clients send back items that a server of any version has made: names that are not known are left out. Items of tools
-that only OpenAI runs, and parts that are no text, are refused by name.
+that only OpenAI runs, and parts of other kinds than text, pictures and sound, are refused by name.
 """
 
 from __future__ import annotations
@@ -86,6 +86,10 @@ class Part(_Loose):
 
     text: str
 
+    def input(self) -> dict[str, Any]:
+        """Return it as a part of what a user, or a tool, says."""
+        return {"type": "input_text", "text": self.text}
+
     @model_validator(mode="before")
     @classmethod
     def _check_kind(cls, given: Any) -> Any:
@@ -94,15 +98,56 @@ class Part(_Loose):
         if given.get("type") == "refusal":
             return {"text": given.get("refusal")}
         if given.get("type") not in _KINDS_OF_TEXT:
-            raise refused("type", f"only texts are supported here, not {str(given.get('type'))[:40]!r}")
+            raise refused("type", f"parts of this type are not supported here: {str(given.get('type'))[:40]!r}")
         return given
+
+
+class ImagePart(_Loose):
+    """A picture in an item."""
+
+    type: Literal["input_image"]
+    image_url: str
+    detail: str = "auto"
+
+    def input(self) -> dict[str, Any]:
+        """Return it as a part of what a user, or a tool, says."""
+        return {"type": "input_image", "image_url": self.image_url, "detail": self.detail}
+
+
+class AudioFile(_Loose):
+    """A sound: the file itself, in base64."""
+
+    data: str
+    format: str = ""
+
+
+class AudioPart(_Loose):
+    """A sound in an item."""
+
+    type: Literal["input_audio"]
+    input_audio: AudioFile
+
+    def input(self) -> dict[str, Any]:
+        """Return it as a part of what a user, or a tool, says."""
+        return {"type": "input_audio", "input_audio": self.input_audio.model_dump()}
 
 
 _KINDS_OF_TEXT = (None, "input_text", "output_text", "text", "summary_text", "reasoning_text")
 
+
+def _kind_of_part(value: Any) -> str:
+    kind = value.get("type") if isinstance(value, dict) else getattr(value, "type", None)
+    return kind if kind in ("input_image", "input_audio") else "text"
+
+
 Parts = Annotated[list[Part], Field(max_length=MAX_ITEMS, fail_fast=True)]
+AnyPart: TypeAlias = Annotated[
+    Annotated[Part, Tag("text")] | Annotated[ImagePart, Tag("input_image")] | Annotated[AudioPart, Tag("input_audio")],
+    Discriminator(_kind_of_part),
+]
 TextOrParts: TypeAlias = Annotated[
-    Annotated[str, Tag("text")] | Annotated[Parts, Tag("list")], by_shape("a valid string or a list of parts")
+    Annotated[str, Tag("text")] | Annotated[list[AnyPart], Field(max_length=MAX_ITEMS, fail_fast=True), Tag("list")],
+    by_shape("a valid string or a list of parts"),
 ]
 Id = Annotated[str, Field(min_length=1, max_length=MAX_ID_CHARACTERS)]
 
@@ -127,11 +172,12 @@ class MessageItem(_Item):
     content: TextOrParts
 
     def _fields(self) -> dict[str, Any]:
-        texts = [self.content] if isinstance(self.content, str) else [part.text for part in self.content]
+        parts = [Part(text=self.content)] if isinstance(self.content, str) else self.content
         if self.role == "assistant":
+            texts = [part.text for part in parts if isinstance(part, Part)]
             content: list[Any] = [{"type": "output_text", "text": text, "annotations": []} for text in texts]
         else:
-            content = [{"type": "input_text", "text": text} for text in texts]
+            content = [part.input() for part in parts]
         return {"role": self.role, "content": content}
 
 
@@ -185,9 +231,7 @@ class OutputItem(_Item):
     def _fields(self) -> dict[str, Any]:
         if isinstance(self.output, str):
             return {"call_id": self.call_id, "output": self.output}
-        return {
-            "call_id": self.call_id, "output": [{"type": "input_text", "text": part.text} for part in self.output]
-        }  # fmt: skip
+        return {"call_id": self.call_id, "output": [part.input() for part in self.output]}
 
 
 class ReasoningItem(_Item):

@@ -58,7 +58,7 @@ class _Messages:
             self._begin_turn(_text(item["content"]))
         else:
             self._end_turn()
-            self.messages.append({"role": item["role"], "content": _text(item["content"])})
+            self.messages.append({"role": item["role"], "content": _content(item["content"])})
 
     def _add_call(self, item: Item) -> None:
         if item.get("status") == "incomplete":
@@ -80,7 +80,7 @@ class _Messages:
                 param="input",
             )  # fmt: skip
         self._end_turn()
-        content = output if isinstance(output, str) else _text(output)
+        content = output if isinstance(output, str) else _content(output)
         self.messages.append({"role": "tool", "tool_call_id": id_, "content": content})
 
     def _begin_turn(self, content: str | None) -> dict[str, Any]:
@@ -99,3 +99,10 @@ class _Messages:
 
 def _text(parts: Sequence[dict[str, Any]]) -> str:
     return "".join(part["text"] for part in parts)
+
+
+def _content(parts: Sequence[dict[str, Any]]) -> str | list[dict[str, Any]]:
+    """Return texts, joined; among pictures and sounds, they are parts."""
+    if all("text" in part for part in parts):
+        return _text(parts)
+    return [{"type": "text", "text": part["text"]} if "text" in part else part for part in parts]

@@ -3,6 +3,8 @@
 // Text never becomes HTML: every node is built here, so markup in a question or an answer stays text.
 // `messages` is the conversation, with finished turns only. A `Turn` is one question with its answer.
 
+import { Attachments, content as withAttachments, preview, record } from "./attachments.js";
+
 const MODELS = "v1/models";
 const COMPLETIONS = "v1/chat/completions";
 const LOADING = "loading the model ...";
@@ -13,6 +15,8 @@ const [scroller, transcript, composer, input, send, stop] =
   ["scroller", "transcript", "composer", "input", "send", "stop"].map(byId);
 const [model, modelStatus, settings, system, temperature, maxTokens, apiKey, keyNote] =
   ["model", "model-status", "settings", "system", "temperature", "max-tokens", "api-key", "key-note"].map(byId);
+
+const [attach, attachNote, files, recording] = ["attach", "attach-note", "files", "record"].map(byId);
 
 let messages = []; // finished questions and answers, which the model gets with the next question
 let current = null; // the turn that waits for its answer
@@ -118,6 +122,7 @@ const BESIDE = { loading: "loading", unloaded: "not loaded", failed: "failed" };
 const STATUS = { loading: "loading ...", unloaded: "not loaded: the next message loads it", failed: "failed to load" };
 
 let states = new Map(); // by the model's id
+let takers = new Set(); // the models that take pictures or sound
 let listing = null;
 let timer = 0;
 
@@ -136,6 +141,7 @@ async function listModels() {
     const { data } = await (await request(MODELS, { cache: "no-store" })).json();
     const models = data.filter((entry) => !entry.alias_of);
     states = new Map(models.map(({ id, status }) => [id, status ?? "ready"]));
+    takers = new Set(models.filter(({ has_projector: has }) => has).map(({ id }) => id));
     showModels();
   } catch (error) {
     failure = error;
@@ -171,6 +177,7 @@ function showStates() {
   }
   const text = states.size ? (STATUS[states.get(model.value)] ?? "") : "The server has no model.";
   if (modelStatus.textContent !== text) modelStatus.textContent = text;
+  attach.hidden = !takers.has(model.value);
   current?.draw();
 }
 
@@ -307,8 +314,9 @@ function look() {
 
 /** One question and its answer. */
 class Turn {
-  constructor(question) {
+  constructor(question, attachments) {
     this.question = question;
+    this.attachments = attachments;
     this.content = "";
     this.reasoning = "";
     this.tokens = 0; // chunks so far, and at the end the server's count
@@ -323,6 +331,7 @@ class Turn {
     this.node = make("div", "turn running");
     const asked = make("article", "user", question);
     asked.setAttribute("aria-label", "You");
+    asked.prepend(...attachments.map(preview));
     this.answer = make("article", "answer");
     this.answer.setAttribute("aria-label", "Answer");
     this.who = make("p", "who");
@@ -337,7 +346,11 @@ class Turn {
     });
     this.thought = make("div", "thought");
     this.details.append(this.summary, this.thought);
-    this.answer.append(this.who, this.details, this.body, this.meta);
+    this.aloud = make("button", "aloud", "Read aloud");
+    this.aloud.type = "button";
+    this.aloud.hidden = true;
+    this.aloud.addEventListener("click", () => readAloud(this.content));
+    this.answer.append(this.who, this.details, this.body, this.meta, this.aloud);
     this.node.append(asked, this.answer);
   }
 
@@ -372,6 +385,7 @@ class Turn {
     this.node.classList.toggle("unanswered", !this.content);
     if (failure && !this.content && !this.reasoning) this.answer.hidden = true;
     if (failure) this.node.append(make("p", "error", failure.message));
+    this.aloud.hidden = !this.content || !window.speechSynthesis?.getVoices().length;
     this.show();
   }
 
@@ -407,6 +421,14 @@ class Turn {
   }
 }
 
+/** Read a text aloud, in place of what is being read; a second time ends that. */
+function readAloud(text) {
+  const { speechSynthesis } = window;
+  const speaking = speechSynthesis.speaking;
+  speechSynthesis.cancel();
+  if (!speaking) speechSynthesis.speak(new SpeechSynthesisUtterance(text));
+}
+
 /** Return the body of a request: the settings, the conversation so far, and the question. */
 function asRequest(name, said, question) {
   const prompt = system.value.trim();
@@ -438,7 +460,7 @@ async function answer(turn, said) {
   const response = await request(COMPLETIONS, {
     method: "POST",
     headers: { "Content-Type": "application/json" },
-    body: asRequest(model.value, said, turn.question),
+    body: asRequest(model.value, said, withAttachments(turn.question, turn.attachments)),
     signal: turn.controller.signal,
   });
   let done = false;
@@ -450,9 +472,9 @@ async function answer(turn, said) {
 }
 
 /** Ask a question. A partial answer is kept. Without any answer the question goes back into the input. */
-async function ask(question) {
+async function ask(question, attachments) {
   const said = messages;
-  const turn = new Turn(question);
+  const turn = new Turn(question, attachments);
   current = turn;
   for (const node of transcript.querySelectorAll(".given-back")) node.remove();
   transcript.append(turn.node);
@@ -468,10 +490,12 @@ async function ask(question) {
   turn.end(failure);
   if (said !== messages) return; // the reader began a new chat
   if (turn.content) {
-    said.push({ role: "user", content: question }, { role: "assistant", content: turn.content });
+    const asked = withAttachments(question, attachments);
+    said.push({ role: "user", content: asked }, { role: "assistant", content: turn.content });
   } else if (failure || turn.controller.signal.aborted) {
     turn.node.classList.toggle("given-back", !turn.reasoning);
     type([question, input.value].filter(Boolean).join("\n\n"));
+    attached.put([...attachments, ...attached.list]);
   }
   current = null;
   showRunning();
@@ -502,9 +526,59 @@ function showRunning() {
 composer.addEventListener("submit", (event) => {
   event.preventDefault();
   const question = input.value.trim();
-  if (current || !question) return;
+  if (current || !(question || attached.list.length)) return;
   type("");
-  ask(question);
+  ask(question, attached.take());
+});
+
+/** Tell why a file was not taken; without a reason, tell nothing any more. */
+function tellRefused(reason = "") {
+  attachNote.textContent = reason;
+  attachNote.hidden = !reason;
+}
+
+const attached = new Attachments(byId("attached"), tellRefused, () => {
+  composer.classList.toggle("has-attached", attached.list.length > 0);
+});
+
+/** Attach files, if the model takes any. */
+async function attachFiles(given) {
+  tellRefused(attach.hidden ? "This model takes no pictures and no sound." : "");
+  if (!attach.hidden) await attached.add(given);
+  input.focus();
+}
+
+files.addEventListener("change", async () => {
+  await attachFiles([...files.files]);
+  files.value = "";
+});
+
+input.addEventListener("paste", (event) => {
+  if (!event.clipboardData.files.length) return;
+  event.preventDefault();
+  attachFiles([...event.clipboardData.files]);
+});
+
+for (const kind of ["dragover", "drop"]) {
+  document.addEventListener(kind, (event) => {
+    if (!event.dataTransfer?.types.includes("Files")) return;
+    event.preventDefault(); // otherwise the browser opens the file in place of the page
+    if (kind === "drop") attachFiles([...event.dataTransfer.files]);
+  });
+}
+
+let endRecording = null;
+
+recording.addEventListener("click", async () => {
+  const end = endRecording;
+  endRecording = null;
+  try {
+    if (end) await attachFiles([await end()]);
+    else endRecording = await record();
+  } catch {
+    tellRefused("The microphone cannot be used.");
+  }
+  recording.setAttribute("aria-pressed", String(Boolean(endRecording)));
 });
 
 input.addEventListener("input", grow);
@@ -521,6 +595,7 @@ byId("new-chat").addEventListener("click", () => {
   current?.controller.abort();
   current = null;
   messages = [];
+  attached.put([]);
   transcript.replaceChildren();
   following = true;
   showRunning();

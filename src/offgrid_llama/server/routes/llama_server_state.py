@@ -59,7 +59,7 @@ async def props(request: Request, model: str | None = ModelName) -> Response:
             "total_slots": settings.n_parallel,
             "model_alias": found.name,
             "model_path": server.model_path if server is not None else (settings.model or settings.name),
-            "modalities": {"vision": False, "audio": False},
+            "modalities": told.get("modalities", {"vision": False, "audio": False}),
             "endpoint_slots": server is None or server.slots,
             "endpoint_props": server is not None and server.props,
             "endpoint_metrics": server is None or server.metrics,

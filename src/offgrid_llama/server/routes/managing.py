@@ -204,7 +204,7 @@ def _described(model: ServedModel, alias: str | None = None) -> dict[str, Any]:
     described: dict[str, Any] = {
         "id": model.name, "object": "model", "created": model_created(model.settings), "owned_by": "offgrid-llama",
         "status": model.status, "aliases": list(model.settings.aliases), "requests": model.n_users,
-        "waiting": model.n_waiting,
+        "waiting": model.n_waiting, "has_projector": model.settings.projector is not None,
     }  # fmt: skip
     if worker is not None:
         described |= {"loaded": round(worker.fraction, 3), "memory_bytes": worker.rss_bytes, "meta": worker.info}

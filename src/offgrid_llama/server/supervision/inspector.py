@@ -31,12 +31,13 @@ MAX_KNOWN = 1024
 
 @dataclass(frozen=True)
 class _File:
-    """A model's first file as it is now, and the chat template to use instead of its own."""
+    """A model's first file as it is now, the chat template to use instead of its own, and its projector."""
 
     path: str
     n_bytes: int
     modified: int
     template: str | None
+    projector: str | None
 
 
 class Inspector:
@@ -65,13 +66,14 @@ def _file_of(model: ModelSettings) -> _File | None:
         path = store.resolve(model.model or model.name, download=False)
         template = None if model.template is None else template_text(model.template)
         stat = path.stat()
-        return _File(str(path), stat.st_size, stat.st_mtime_ns, template)
+        projector = None if model.projector is None else str(store.resolve(model.projector, download=False))
+        return _File(str(path), stat.st_size, stat.st_mtime_ns, template, projector)
     return None
 
 
 def _read(files: Sequence[_File]) -> list[Facts | None]:
     """Return what a process tells of files, in their order; of fewer of them where it ends early."""
-    asked = msgspec.json.encode([FactsOf(file.path, file.template) for file in files])
+    asked = msgspec.json.encode([FactsOf(file.path, file.template, file.projector) for file in files])
     try:
         told = subprocess.run(
             start.command("offgrid_llama.worker.facts"), input=asked, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,

@@ -31,6 +31,8 @@ def worker_spec(
     """
     file = store.resolve(settings.model or settings.name, progress=progress)
     draft = None if settings.draft is None else str(store.resolve(settings.draft))
+    limits = {"image_min_tokens": settings.image_min_tokens, "image_max_tokens": settings.image_max_tokens}
+    projector = None if settings.projector is None else {"path": str(store.resolve(settings.projector)), **limits}
     template = None if settings.template is None else template_text(settings.template)
     for path in settings.loras:
         if not Path(path).is_file():
@@ -48,6 +50,7 @@ def worker_spec(
         "model": model,
         "sampling": _sampling(settings),
         "template": template,
+        "projector": projector,
         "loras": {path: float(scale) for path, scale in settings.loras.items()},
     }
 

@@ -53,6 +53,7 @@ class Supervisor:
         events: are told what happens to the models; None is new ones.
 
     Attributes:
+        settings: as given.
         models: by name.
         names: the names that clients use for them and their presets.
         presets: of the models.
@@ -71,7 +72,7 @@ class Supervisor:
         self.models: dict[str, ServedModel] = {}
         self.n_restarts = 0
         self.closed = False
-        self._settings = settings
+        self.settings = settings
         self._launch = launch
         self.events = events or ModelEvents()
         self.inspector = Inspector()
@@ -134,7 +135,7 @@ class Supervisor:
         Raises as ``find`` does.
         """
         first = next(iter(self.models.values()), None)
-        if first is not None and (name is None or (self._settings.any_model and name not in self.names)):
+        if first is not None and (name is None or (self.settings.any_model and name not in self.names)):
             return first
         return self.find(name or "")
 
@@ -294,7 +295,7 @@ class Supervisor:
         begin = monotonic()
         _logger.info("loading %s", model.name)
         try:
-            await worker.start(self._settings.load_seconds, self._settings.worker_seconds)
+            await worker.start(self.settings.load_seconds, self.settings.worker_seconds)
         except BaseException:
             model.worker = None
             raise
@@ -331,7 +332,7 @@ class Supervisor:
         settings, told = model.settings, "the load was cancelled"
         fetching = model.fetching = Fetching(model.name, settings.model or settings.name, self.events)
         try:
-            spec = await asyncio.to_thread(worker_spec, settings, self._settings.max_queue, fetching)
+            spec = await asyncio.to_thread(worker_spec, settings, self.settings.max_queue, fetching)
             told = ""
         except (StoreError, OSError, DownloadCancelledError) as failed:
             error = ApiError(503, f"{model.name} cannot be loaded: {failed}", code="model_not_loaded")
