@@ -6,6 +6,7 @@ import base64
 import math
 import random
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar
@@ -224,6 +225,35 @@ def test_an_encoder_that_fails(meaning: og.Projector, monkeypatch: pytest.Monkey
                     each.result()
             assert other.result().done
         assert "dog" in engine.chat(asked(image), max_tokens=12, **GREEDY).result().content
+
+
+def test_a_picture_that_fails_amid_another(
+    projectors: dict[str, og.Projector], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A picture that cannot be prepared takes no other one with it, of which some tiles are still to be encoded."""
+    projector, (good, bad, _) = projectors["idefics3"], PICTURES
+    expected, _ = alone_with_media(projector, [3, good, 4], 8, og.SamplingParams(temperature=0))
+    tokenize = og.Projector.tokenize
+    engine = driven(projector.model, 2, projector=projector)
+    encoder = loop_of(engine)._encoder
+    assert encoder is not None
+
+    def failing(of: og.Projector, parts: Any, **options: Any) -> Any:
+        if options.get("decode", True) and parts == [bad]:
+            deadline = time.monotonic() + 60
+            while len(encoder._queued) < 2 and time.monotonic() < deadline:  # until the next tile of the other one
+                time.sleep(0.001)
+            raise og.MediaError("broken")
+        return tokenize(of, parts, **options)
+
+    monkeypatch.setattr(og.Projector, "tokenize", failing)
+    with engine:
+        seen = engine.submit([3, good, 4], max_tokens=8, **GREEDY)
+        broken = engine.submit([3, bad, 4], max_tokens=8, **GREEDY)
+        turns(engine)
+        with pytest.raises(og.MediaError, match="broken"):
+            broken.result()
+        assert seen.result().tokens == expected
 
 
 # Beside others ----------------------------------------------------------------------------------------------------------

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import threading
 from collections import OrderedDict
@@ -29,8 +28,6 @@ if TYPE_CHECKING:
     from .request import EngineRequest
 
 __all__ = ["Encoder", "encoder_of"]
-
-_logger = logging.getLogger("offgrid_llama.engine")
 
 MAX_EMBEDDING_BYTES = 2**28
 """Bytes of embeddings that are kept for later prompts. Those that a request waits for come on top."""
@@ -142,11 +139,11 @@ class Encoder:
                 is_wanted = head in self._pinned()
             found: npt.NDArray[np.float32] | Exception | None = None
             if is_wanted:
+                if chunks is not None and chunks.media[0].id != part.media.id:
+                    chunks.close()
+                    chunks = None
                 try:
-                    if chunks is None or chunks.media[0].id != part.media.id:
-                        if chunks is not None:
-                            chunks.close()
-                        chunks = self.projector.tokenize([part.media], add_special=False)
+                    chunks = chunks or self.projector.tokenize([part.media], add_special=False)
                     found = self.projector.encode(chunks.media[part.index])
                 except Exception as error:
                     found = error

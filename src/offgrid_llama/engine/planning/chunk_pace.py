@@ -8,7 +8,7 @@ FIRST_ROWS = 8
 """Rows of the first step, as long as their cost is unknown."""
 MIN_ROWS = 8
 """Rows of a step, at least: with fewer, a step costs as much for what it has in any case."""
-OTHER_SHARE = 0.25
+OTHER_SHARE = 0.1
 """By how much two steps differ in their rows, at least, where their times tell what a row costs."""
 
 
