@@ -81,7 +81,7 @@ def test_the_environment_sets_what_no_flag_does(file: Path) -> None:
     ("arguments", "told"),
     [
         (["--grp-attn-n", "2"], "--grp-attn-n"),
-        (["--mmproj", "x"], "--mmproj"),
+        (["--mmproj-url", "x"], "--mmproj-url"),
         (["-c", "many"], "-c: 'many'"),
         (["--chat-template", "vicuna"], "vicuna"),
         (["--slot-save-path", "/nowhere/at/all"], "--slot-save-path"),

@@ -35,7 +35,7 @@ READABLE = "Retry-After, request-id, x-request-id"
         ("/v1/chat/completions", {"messages": ASKED, "tool_choice": "required"}, "tool_choice: a call is required"),
         ("/v1/chat/completions", {"messages": ASKED, "grammar": "root ::= ("}, "grammar"),
         ("/v1/chat/completions", {"messages": ASKED, "grammar": "root ::= " + "a" * 70_000}, "grammar"),
-        ("/v1/chat/completions", {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "text"),
+        ("/v1/chat/completions", {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "image_url"),
         ("/v1/chat/completions", {"messages": [{"role": "user", "content": "a " * 6000}]}, "tokens"),
         ("/v1/completions", {"prompt": [99999999]}, "prompt"),
         ("/v1/completions", {"prompt": []}, "prompt"),

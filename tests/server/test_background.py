@@ -37,6 +37,7 @@ class Workers:
 
     def __init__(self) -> None:
         self.models: dict[str, Any] = {}
+        self.settings = SETTINGS
         self.presets = Presets(Names())
         self.end = asyncio.Event()
         self.frames: list[Any] = END

@@ -39,14 +39,15 @@ def messages(given: Any) -> list[dict[str, Any]]:
     ("given", "param", "says"),
     [
         ({"type": "web_search_call"}, "type", "'web_search_call' are not supported"), ("a", None, "an item"),
-        ({"role": "user", "content": [{"type": "input_image", "image_url": "a"}]}, "content.0.type", "'input_image'"),
+        ({"role": "user", "content": [{"type": "input_file", "file_url": "a"}]}, "content.0.type", "'input_file'"),
+        ({"role": "user", "content": [{"type": "input_image"}]}, "content.0.image_url", "required"),
         ({"role": "user", "content": [{"type": "input_file", "file_id": "a"}]}, "content.0.type", "'input_file'"),
         ({"role": "user", "content": [{"type": "input_text"}]}, "content.0.text", "required"),
         ({"role": "user", "content": 5}, "content", "a list of parts"), ({"role": "user"}, "content", "required"),
         ({"role": "tool", "content": "a"}, "role", "'user'"), ({"role": "user", "content": "a", "id": ""}, "id", "1 char"),
         ({**CALL, "arguments": "["}, "arguments", "not valid JSON"), ({**CALL, "name": ""}, "name", "1 character"),
         ({**CALL, "arguments": {}}, "arguments", "valid string"), ({"type": "function_call"}, "call_id", "required"),
-        ({**RESULT, "output": [{"type": "input_image"}]}, "output.0.type", "'input_image'"),
+        ({**RESULT, "output": [{"type": "input_file"}]}, "output.0.type", "'input_file'"),
         ({"type": "item_reference"}, "id", "required"), ({"type": "reasoning", "summary": 5}, "summary", "valid list"),
     ],
 )  # fmt: skip

@@ -373,7 +373,7 @@ def test_every_answer_has_the_clients_types(server: Served) -> None:
         ("generate", {"model": f"{MODEL}:7b"}, 404, f'model "{MODEL}:7b" not found, try pulling it first'),
         ("chat", {"messages": ASKED}, 400, "model"), ("chat", {"model": NAME, "messages": [{}]}, 400, "messages.0.role"),
         ("chat", {"model": NAME, "messages": ASKED, "think": True}, 400, "does not support thinking"),
-        ("generate", {"model": NAME, "prompt": "a", "images": ["aGk="]}, 400, "images: this server does not take pictures"),
+        ("generate", {"model": NAME, "prompt": "a", "images": ["aGk="]}, 400, "this model takes no pictures"),
         ("generate", {"model": NAME, "prompt": "a", "suffix": "b"}, 400, "cannot fill in the middle"),
         ("generate", {"model": NAME, "prompt": "a", "format": {"type": "wibble"}}, 400, "format"),
         ("chat", {"model": NAME, "messages": ASKED, "options": {"top_k": "many"}}, 400, "options.top_k"),

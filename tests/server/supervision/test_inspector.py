@@ -79,7 +79,7 @@ def test_a_file_that_ends_the_process(
     program = (
         "import os, runpy, sys, offgrid_llama.worker.facts as facts\n"
         "read = facts.facts_of\n"
-        "facts.facts_of = lambda file, template: os._exit(7) if file.endswith('b.gguf') else read(file, template)\n"
+        "facts.facts_of = lambda file, *more: os._exit(7) if file.endswith('b.gguf') else read(file, *more)\n"
         "facts.main()"
     )
     monkeypatch.setattr(start, "command", lambda *_: [sys.executable, "-c", program])
