@@ -19,7 +19,7 @@ WRONG: list[Any] = [
 ]  # fmt: skip
 OTHER_WORDS = {
     "response_format": "schema", "draft": "model", "draft_model": "model", "system": "messages[0]", "devices": "device",
-    "cache_dir": "No such file", "template": "chat template", "text": "grammar",
+    "cache_dir": "No such file", "projector": "No such file", "template": "chat template", "text": "grammar",
 }  # fmt: skip
 """The words that an error may have in place of the argument's name."""
 

@@ -72,9 +72,9 @@ def test_options() -> None:
 
 
 def test_what_is_refused_by_name() -> None:
-    """Pictures, unknown formats and levels of thinking; a model must be named."""
-    assert "does not take pictures" in error_of(GenerateBody, images=["aGk="])
-    assert "does not take pictures" in error_of(ChatBody, messages=[{"role": "user", "images": ["aGk="]}])
+    """What is no picture, unknown formats and levels of thinking; a model must be named."""
+    assert "valid string" in error_of(GenerateBody, images=[5])
+    assert "valid list" in error_of(ChatBody, messages=[{"role": "user", "images": "aGk="}])
     assert "'json' or a JSON Schema" in error_of(ChatBody, format="xml")
     assert '"low", "medium", "high" or "max"' in error_of(ChatBody, think="very")
     assert "model" in error_of(ChatBody, model="")
