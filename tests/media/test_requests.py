@@ -21,6 +21,9 @@ from helpers.estimates import MadeUpChunkPace, MadeUpPace
 from helpers.media_engines import Parts, alone_with_media, idle_with_media
 from helpers.projectors import COLOURS, MARKED, TONES, picture, tone, write_patches, write_random
 from offgrid_llama.engine import FinishReason
+from offgrid_llama.engine.planning.lookup import Lookup
+from offgrid_llama.engine.submission import discard
+from offgrid_llama.tasks.request_options import RequestOptions
 
 SYSTEM = {"role": "system", "content": "You are a helpful AI assistant named SmolLM, trained by Hugging Face"}
 RNG = np.random.default_rng(1)
@@ -146,6 +149,32 @@ def test_raw_prompts(engine: og.Engine, meaning: og.Projector) -> None:
     parts: list[Any] = ["The word is", og.Image(picture(" fish")), " and", meaning.model.vocab.tokenize(" so")[-1]]
     expected = og.generate(meaning.model, parts, projector=meaning, max_tokens=10, temperature=0)
     assert engine.generate(parts, max_tokens=10, **GREEDY).text == expected.text
+
+
+def test_a_picture_in_another_place(engine: og.Engine) -> None:
+    """A picture that comes behind another text is computed, but not encoded again."""
+    image = og.Image(picture(" dog"))
+    first, second = (engine.generate([text, image], max_tokens=2, **GREEDY) for text in ("One:", "Something else:"))
+    assert second.usage.cached_tokens < first.usage.prompt_tokens
+    assert engine.stats().n_encoded == 1
+
+
+def test_no_picture_is_guessed(projectors: dict[str, og.Projector]) -> None:
+    """Prompt lookup guesses from the text of a prompt alone, and processors get that alone."""
+    parts: list[Any] = [7, 8, PICTURES[0], 9, 10]
+    seen: list[list[int]] = []
+    with driven(projectors["idefics3"].model, 1, projector=projectors["idefics3"]) as made:
+        (request,) = made._submitter.make(parts, RequestOptions(max_tokens=3), 0.0)
+        assert isinstance(request.guesser, Lookup)
+        assert max(request.guesser._text) < made.model.vocab.n_tokens
+        discard([request])
+        completion = made.submit(
+            parts, max_tokens=3, logits_processors=[lambda tokens, _: seen.append([*tokens])], **GREEDY
+        )
+        turns(made)
+    assert [len(tokens) for tokens in seen] == [len(seen[0]), len(seen[0]) + 1, len(seen[0]) + 2]
+    assert max(map(max, seen)) < made.model.vocab.n_tokens
+    assert seen[-1][-2:] == completion.tokens[:2]
 
 
 # Errors -----------------------------------------------------------------------------------------------------------------
