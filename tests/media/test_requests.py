@@ -198,6 +198,7 @@ def test_without_a_projector(smollm2: og.Model) -> None:
         ({"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}}, og.MediaError, r"\[1\].*\[0\].*no PNG"),
         ({"type": "image_url", "image_url": {"url": "data:image/png;base64,A"}}, og.MediaError, "not base64"),
         ({"type": "image_url"}, TypeError, "must be a URL"),
+        ({"type": "image_url", "image_url": "data:,\ud83d"}, ValueError, r"\[1\].*\[0\].*image_url"),
         ({"type": "image", "image": "/etc/passwd"}, TypeError, "not a str"),
         ({"type": "input_audio", "input_audio": {"format": "wav"}}, TypeError, "'data'"),
         ({"type": "audio", "audio": b"RIFF"}, og.MediaError, "no WAV"),

@@ -100,7 +100,10 @@ def _media(part: object, where: str) -> Media | None:
     except MediaError as error:
         raise MediaError(f"{where}: {error}") from error
     except (TypeError, ValueError) as error:
-        raise type(error)(f"{where}[{key!r}]: {error}") from error
+        kind_of_error = (
+            TypeError if isinstance(error, TypeError) else ValueError
+        )  # those of Unicode take other arguments
+        raise kind_of_error(f"{where}[{key!r}]: {error}") from error
 
 
 def _image(source: Any) -> Image:

@@ -96,9 +96,9 @@ class Engine(Scoring):
         draft: the old name of ``draft_model``.
         context: further arguments of Context, such as ``n_threads``, ``type_k`` or ``flash_attn_type``.
 
-    Raises ContextError; ValueError for a draft model or an adapter that does not fit; AdapterError for several adapters
-    that tokens of the prompt switch on (aLoRA); OSError for a ``cache_dir`` that cannot be written to; and as Model does
-    for a name or path.
+    Raises ContextError; ValueError for a draft model, adapter or projector that does not fit; AdapterError for several
+    adapters that tokens of the prompt switch on (aLoRA); OSError for a ``cache_dir`` that cannot be written to; and as
+    Model and Projector do for a name or path.
 
     Attributes:
         model: the Model. adapters: its adapters by the names that requests know them by.

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from offgrid_llama.media.projector import Media
 
-__all__ = ["AnyPrompt", "MediaPrompt", "Part", "has_media"]
+__all__ = ["AnyPrompt", "MediaPrompt", "Part", "has_parts"]
 
 AnyPrompt: TypeAlias = "str | bytes | Sequence[int | str | Image | Audio]"
 """A prompt as callers give it: a text (str, or bytes of UTF-8), token ids, or a list of both with pictures and sounds."""
@@ -56,7 +56,7 @@ class MediaPrompt:
         return self.parts[chunk.head, chunk.first]
 
 
-def has_media(prompt: object) -> bool:
+def has_parts(prompt: object) -> bool:
     """Return whether a prompt is a list of parts, not of token ids only."""
     if isinstance(prompt, (str, bytes, bytearray)) or not isinstance(prompt, Sequence):
         return False

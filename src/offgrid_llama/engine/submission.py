@@ -19,7 +19,7 @@ from offgrid_llama.text.text_stream import TextStream
 from .completion import Answer, Completion, Events
 from .later_end import LaterEnd
 from .loras import Adapters, checked_loras, fingerprints, of_all_texts, of_prompt
-from .media_prompt import MediaPrompt, has_media
+from .media_prompt import MediaPrompt, has_parts
 from .media_reader import read_media_prompt
 from .planning.drafting import Acceptance
 from .planning.lookup import Lookup
@@ -148,7 +148,7 @@ class Submitter:
 
     def _tokens(self, prompt: AnyPrompt, options: RequestOptions) -> tuple[list[int], MediaPrompt | None]:
         """Return the tokens of a prompt, and its pictures and sounds."""
-        if not has_media(prompt):
+        if not has_parts(prompt):
             return prompt_tokens(self._model.vocab, prompt, parse_special=options.parse_special), None  # type: ignore[arg-type]
         if self._encoder is None:
             raise ValueError(
