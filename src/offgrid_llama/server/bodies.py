@@ -112,7 +112,7 @@ class _ReadRequest(Request):
 
 def _validated(body: bytes, schema: type[BaseModel], settings: Settings) -> BaseModel:
     try:
-        value = read_json(body, settings.max_json_depth, settings.max_body_bytes, schema.model_fields)
+        value = read_json(body, settings.max_json_depth, settings.max_body_bytes)
         return validated(schema, value, {"ignore_unknown": settings.ignore_unknown})
     except ApiError:
         raise

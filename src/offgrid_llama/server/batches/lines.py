@@ -77,7 +77,7 @@ def read_line(data: bytes, max_bytes: int) -> BatchLine:
     if len(data) > max_bytes:
         raise ApiError(413, f"the line has {len(data):,} bytes; {max_bytes:,} are allowed", code="body_too_large")
     try:
-        line = validated(_Line, read_json(data, MAX_DEPTH + 1, max_bytes, ()), {})
+        line = validated(_Line, read_json(data, MAX_DEPTH + 1, max_bytes), {})
     except ApiError as error:
         raise ApiError(error.status, error.message.replace("the body", "the line"), code=error.code) from error
     return BatchLine(line.custom_id, line.url, line.body)

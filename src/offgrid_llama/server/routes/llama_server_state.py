@@ -151,7 +151,7 @@ async def _file(request: Request) -> File:
     folder = None if server is None else server.slot_save_path
     if folder is None:
         raise _off(server, "This server does not support slots action. Start it with `--slot-save-path`")
-    value = read_json(await _body(request), settings.max_json_depth, settings.max_body_bytes, ())
+    value = read_json(await _body(request), settings.max_json_depth, settings.max_body_bytes)
     return File(folder) / validated(SlotFile, value, {"ignore_unknown": True}).filename
 
 
@@ -176,7 +176,7 @@ async def adapters(request: Request, model: str | None = ModelName) -> Response:
 async def change_adapters(request: Request, model: str | None = ModelName) -> Response:
     """Set the scales of the adapters; those left out are not used."""
     settings = parts_of(request).settings
-    value = read_json(await _body(request), settings.max_json_depth, settings.max_body_bytes, ())
+    value = read_json(await _body(request), settings.max_json_depth, settings.max_body_bytes)
     if not isinstance(value, list) or len(value) > MAX_ADAPTERS:
         raise ApiError(400, "Request body must be an array", code="invalid_value")
     given = [validated(Adapter, each, {"ignore_unknown": True}) for each in value]
