@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import os
 import resource
+import signal
 import socket
 import sys
 from contextlib import suppress
@@ -110,4 +111,5 @@ def _exit() -> None:
 
 if __name__ == "__main__":
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    signal.signal(signal.SIGTTOU, signal.SIG_IGN)  # what it logs on the server's terminal must not stop it
     asyncio.run(main(int(sys.argv[1])))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import socket
 import subprocess
+import sys
 from collections.abc import Mapping
 from typing import Any, TypeAlias
 
@@ -27,6 +28,9 @@ PASSED_PREFIXES = (
     "OMP_", "GOMP_", "KMP_", "GGML_", "CUDA_", "HIP_", "ROCR_", "VK_", "ASAN_", "UBSAN_", "LSAN_", "COVERAGE_",
 )  # fmt: skip
 """A worker gets these variables of the environment, which it needs to compute. So it gets no secrets."""
+APART: dict[str, Any] = {"process_group": 0} if sys.version_info >= (3, 11) else {"start_new_session": True}
+"""Ctrl-C on the server's terminal is for the server alone. A session would do, but Linux may share out the cores by
+sessions: then two workers leave the server's own session no time for half a second."""
 
 
 class Launcher:
@@ -74,7 +78,7 @@ def _start() -> Launched:
         process = subprocess.Popen(
             start.command("offgrid_llama.worker", str(theirs.fileno())), env=worker_environment(),
             pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, close_fds=True,
-            start_new_session=True,
+            **APART,
         )  # fmt: skip
     except OSError:
         ours.close()
