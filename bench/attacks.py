@@ -123,7 +123,7 @@ def _list(param: str, item: bytes, sixteenths: int) -> bytes:
 
 def _is_read(body: bytes) -> bool:
     with suppress(ApiError):
-        read_json(body, 64, BODY_BYTES, ())
+        read_json(body, 64, BODY_BYTES)
         return True
     return False
 

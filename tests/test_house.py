@@ -150,7 +150,7 @@ def test_the_server_leaves_models_to_its_workers() -> None:
         if room(path) == "server":
             assert ours(path) <= {"server", "worker", "store", "start", "errors", "text"}
             told = {name for name in imports(path) if name.startswith("offgrid_llama.worker")}
-            assert told <= {"offgrid_llama.worker.frames", "offgrid_llama.worker.generation"}
+            assert told <= {f"offgrid_llama.worker.{name}" for name in ("channel", "frames", "generation")}
 
 
 @pytest.mark.parametrize("name", ["offgrid_llama", "offgrid_llama.store", "offgrid_llama.chat"])

@@ -43,6 +43,7 @@ if TYPE_CHECKING:
         TurnArguments,
         Usage,
     )
+    from .engine.transcription import Segment, Transcript, Transcription, transcribe
     from .files.gguf import GGUF
     from .files.imatrix import load_imatrix
     from .files.quantize import Quantized, quantize
@@ -139,6 +140,7 @@ __all__ = [
     "SamplingParams",
     "Score",
     "ScoreArguments",
+    "Segment",
     "Snapshot",
     "SplitMode",
     "State",
@@ -150,6 +152,8 @@ __all__ = [
     "TokenLogprobs",
     "Tool",
     "ToolCall",
+    "Transcript",
+    "Transcription",
     "TurnArguments",
     "Usage",
     "Vocab",
@@ -166,6 +170,7 @@ __all__ = [
     "rpc",
     "samplers",
     "store",
+    "transcribe",
 ]  # fmt: skip
 __all__ += _errors  # noqa: PLE0605
 
@@ -191,6 +196,7 @@ _HOMES = {
         "native.backend": "Device build_info devices numa_init", "native.threadpool": "ThreadPool",
         "sampling.chain": "SamplerChain", "sampling.fast_sampler": "FastSampler", "sampling.grammar.grammar": "Grammar",
         "sampling.sampler": "Sampler", "sampling.sampling_params": "SamplingParams",
+        "engine.transcription": "Segment Transcript Transcription transcribe",
         "tasks.embedding": "Embedder", "tasks.generate": "Generation generate", "tasks.infill": "fim_prompt infill",
         "tasks.request_options": "GenerationArguments LogitsProcessor RequestArguments RequestOptions",
         "tasks.reranking": "Ranked Reranker",

@@ -10,7 +10,7 @@ from typing import Any, cast
 
 from offgrid_llama.server.supervision.launch import Launched
 from offgrid_llama.worker import frames
-from offgrid_llama.worker.frames import Channel
+from offgrid_llama.worker.channel import Channel, packed
 
 Answering = Callable[["FakeWorker", Any], None]
 
@@ -103,5 +103,5 @@ class FakeLauncher:
         ours, theirs = socket.socketpair()
         worker = FakeWorker(theirs, self._answer, self._heartbeats)
         self.workers.append(worker)
-        ours.sendall(frames.packed([frames.LoadModel(dict(spec))]))
+        ours.sendall(packed([frames.LoadModel(dict(spec))]))
         return cast("Launched", (worker, ours))

@@ -233,6 +233,16 @@ def watched(model: og.Model) -> None:
         engine.chat([{"role": "user", "content": "Hi"}], template="chatml")
 
 
+async def transcribed(engine: og.Engine, sound: Path) -> None:
+    with og.transcribe(engine, sound, language="en", temperature=0.2) as transcription:
+        assert_type(transcription, og.Transcription)
+        for segment in transcription:
+            assert_type(segment, og.Segment)
+            print(segment.start, segment.text, segment.mean_logprob)
+        assert_type(transcription.result(), og.Transcript)
+    assert_type(await og.transcribe(engine, og.Audio(sound)), og.Transcript)
+
+
 def downloads(name: str) -> None:
     """A name may be downloaded, may not, or is watched."""
 

@@ -7,7 +7,7 @@ import socket
 from typing import Any
 
 from offgrid_llama.worker import frames
-from offgrid_llama.worker.frames import Channel
+from offgrid_llama.worker.channel import Channel
 
 
 def test_frames_over_a_socket() -> None:

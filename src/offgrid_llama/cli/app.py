@@ -24,6 +24,7 @@ from .rpc_server import rpc_server
 from .run import run
 from .serve import serve
 from .tokenize import tokenize
+from .transcribe import transcribe
 
 __all__ = ["app", "run_app"]
 
@@ -38,7 +39,21 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (run, chat, serve, batch, models, pull, remove, inspect, tokenize, quantize, rpc_server, doctor):
+for command in (
+    run,
+    chat,
+    transcribe,
+    serve,
+    batch,
+    models,
+    pull,
+    remove,
+    inspect,
+    tokenize,
+    quantize,
+    rpc_server,
+    doctor,
+):
     app.command(epilog=_EXIT_CODES)(command)
 app.command(
     "llama-server", add_help_option=False,

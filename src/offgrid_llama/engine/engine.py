@@ -102,7 +102,7 @@ class Engine(Scoring):
 
     Attributes:
         model: the Model. adapters: its adapters by the names that requests know them by.
-        n_ctx_seq: the most tokens of one request, prompt and answer together.
+        n_ctx_seq: the most tokens of one request, prompt and answer together. n_seq_max: requests that run at a time.
         can_shift: whether a request with ``n_keep`` can go on where its sequence is full.
         projector: its Projector; None without one.
         sequences: its Sequences: what each holds, to be looked at, saved and loaded.
@@ -175,7 +175,7 @@ class Engine(Scoring):
         self._formats = ChatFormats(self.model)
         self.can_shift = runner.context.memory.can_shift
         self._n_pairs, self._concurrency = PAIRS_PER_SEQUENCE * n_seq_max, REQUESTS_PER_SEQUENCE * n_seq_max
-        self.n_ctx_seq, self.sequences = parts.n_ctx_seq, parts.sequences
+        self.n_ctx_seq, self.n_seq_max, self.sequences = parts.n_ctx_seq, n_seq_max, parts.sequences
         self._submitter, self._loop = parts.submitter, parts.loop
         if self._starts:
             self._loop.start()

@@ -55,7 +55,8 @@ async def answer(request: Request, asked: Asked, keep: Callable[[Any], Awaitable
     asked = await while_connected(request, _with_pictures(request, asked))
     frames = generation.ask(asked)
     if not asked.stream:
-        return json_response(await while_connected(request, generation.whole(frames)))
+        body = await while_connected(request, generation.whole(frames))
+        return Response(body, media_type="text/plain") if isinstance(body, str) else json_response(body)
     events = _events(generation, frames, writer)
     first = await while_connected(request, anext(events))  # an error before the first event is one of HTTP
     return EventStream(_after(first, events), writer.media_type)

@@ -31,6 +31,7 @@ from .routes import (
     batching,
     computing,
     generating,
+    hearing,
     kept_streams,
     llama_server,
     llama_server_state,
@@ -126,7 +127,7 @@ def create_app(settings: Settings | None = None, **given: Any) -> FastAPI:
     )
     _include_manner(app, settings)
     for routes in (
-        generating, responses, kept_streams, anthropic, computing, managing, batching, llama_server,
+        generating, responses, hearing, kept_streams, anthropic, computing, managing, batching, llama_server,
         llama_server_state, stored_chats, ollama, ollama_models,
     ):  # fmt: skip
         app.include_router(routes.router)

@@ -27,8 +27,8 @@ class BodyBytes:
     """
 
     def __init__(self, settings: Settings) -> None:
-        share = settings.share_of_one_key
-        self._max = max(settings.max_held_body_bytes, math.ceil(settings.max_body_bytes / share))
+        share, largest = settings.share_of_one_key, max(settings.max_body_bytes, settings.max_audio_bytes)
+        self._max = max(settings.max_held_body_bytes, math.ceil(largest / share))
         self._max_of_one_key = int(self._max * share)  # room for one body of the largest size, at least
         self._by_key: Counter[str] = Counter()
         self.n = 0

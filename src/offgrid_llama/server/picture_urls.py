@@ -14,7 +14,7 @@ from urllib.parse import SplitResult, urljoin, urlsplit
 
 import msgspec
 
-from offgrid_llama.worker.generation import Conversation, Texts
+from offgrid_llama.worker.generation import Conversation, Task
 
 from .api_error import ApiError
 
@@ -30,7 +30,7 @@ _PIECE_BYTES = 2**16
 _PORTS = {"http": 80, "https": 443}
 
 
-async def with_pictures(what: Conversation | Texts, hosts: Sequence[str]) -> Conversation | Texts:
+async def with_pictures(what: Task, hosts: Sequence[str]) -> Task:
     """Return what a worker is asked for, with the files of pictures in the places of their http URLs.
 
     Args:

@@ -123,6 +123,7 @@ class Settings:
         max_queue_share: the share of them, and of ``max_held_body_bytes``, that one key may have.
         max_connections: connections that are open at the same time, at most, as far as the limit of open files allows.
         max_body_bytes: size of a request's body, at most.
+        max_audio_bytes: size of a sound that is uploaded to be transcribed, at most.
         max_held_body_bytes: bytes of all bodies together, at most: of requests until they are answered, and of large answers
             until they are sent.
         max_header_bytes: size of a request's head, at most.
@@ -165,6 +166,7 @@ class Settings:
     max_queue_share: float = 0.5
     max_connections: int = _at_least(1, 2048, "connections")
     max_body_bytes: int = _at_least(1024, 8 * 2**20, "bytes")
+    max_audio_bytes: int = _at_least(1024, 25 * 2**20, "bytes")
     max_held_body_bytes: int = _at_least(1024, 64 * 2**20, "bytes")
     max_header_bytes: int = _at_least(1024, 16 * 2**10, "bytes")
     max_json_depth: int = _at_least(1, 64, "levels")

@@ -19,8 +19,8 @@ from typing import Any
 from offgrid_llama.start import SparedCollector
 
 from . import frames
+from .channel import Channel
 from .failures import failure
-from .frames import Channel
 from .service import Service
 
 HEARTBEAT_SECONDS = 1.0

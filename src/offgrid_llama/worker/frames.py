@@ -1,30 +1,18 @@
-"""Frames: the messages between the server and a worker, and the channel that carries them.
-
-A channel carries MessagePack behind its length. It decodes into these types and no others; there is no pickle. The end
-of the stream means that the other process has ended.
-"""
+"""Frames: the messages between the server and a worker."""
 
 from __future__ import annotations
 
-import asyncio
-import struct
 from typing import Any
 
 import msgspec
 
-from .generation import Conversation, Texts
+from .generation import Task
 
 __all__ = [
-    "Answered", "Call", "CallChunk", "Cancel", "Channel", "Chunk", "Details", "Facts", "FactsOf", "Failed", "Generate",
+    "Answered", "Call", "CallChunk", "Cancel", "Chunk", "Details", "Facts", "FactsOf", "Failed", "Generate",
     "Heartbeat", "LoadModel", "Loaded", "Loading", "Measures", "Message", "PromptLogprob", "Result", "Stop", "Threads",
-    "Timings", "TokenCounts", "TokenLogprob", "packed",
+    "Timings", "TokenCounts", "TokenLogprob", "Transcribed", "TranscribedSegment",
 ]  # fmt: skip
-
-MAX_FRAME_BYTES = 256 * 2**20
-"""Bytes that are sent at once, at most. The embeddings of many texts are the largest."""
-
-_LENGTH = struct.Struct("!I")
-
 
 # From the server --------------------------------------------------------------------------------------------------------
 
@@ -46,7 +34,7 @@ class Generate(msgspec.Struct, tag="generate", array_like=True):
     """
 
     id: int
-    what: Conversation | Texts
+    what: Task
     stream: bool
     partition: str
 
@@ -224,6 +212,24 @@ class Message(msgspec.Struct, array_like=True):
     details: Details | None = None
 
 
+class TranscribedSegment(msgspec.Struct, array_like=True):
+    """What is said in a part of a sound; its times are in seconds. The logprobs are there if the request asks for them."""
+
+    start: float
+    end: float
+    text: str
+    tokens: list[int]
+    logprobs: list[TokenLogprob] = []
+
+
+class Transcribed(msgspec.Struct, array_like=True):
+    """What is said in a sound of some seconds: all of it, and by its parts."""
+
+    text: str
+    seconds: float
+    segments: list[TranscribedSegment] = []
+
+
 class Answered(msgspec.Struct, tag="answered", array_like=True):
     """A request has ended.
 
@@ -235,6 +241,7 @@ class Answered(msgspec.Struct, tag="answered", array_like=True):
         warnings: those of all answers.
         told_tokens: token ids of the prompt and the first answer, where the request asks for them.
         prompts: for each prompt the logprobs of its tokens, unless they were streamed, where the request asks for them.
+        transcribed: where a Sound was asked for.
     """
 
     id: int
@@ -244,6 +251,7 @@ class Answered(msgspec.Struct, tag="answered", array_like=True):
     warnings: list[str] = []
     told_tokens: list[int] = []
     prompts: list[list[PromptLogprob]] = []
+    transcribed: Transcribed | None = None
 
 
 class Result(msgspec.Struct, tag="result", array_like=True):
@@ -342,59 +350,3 @@ class Facts(msgspec.Struct):
 
 ToWorker = LoadModel | Generate | Call | Cancel | Threads | Stop
 FromWorker = Chunk | Answered | Result | Failed | Loading | Loaded | Heartbeat
-
-
-# The channel ------------------------------------------------------------------------------------------------------------
-
-_encoder = msgspec.msgpack.Encoder()
-
-
-def packed(frames: list[Any]) -> bytes:
-    """Return the bytes that carry frames. Raises ValueError for more than MAX_FRAME_BYTES."""
-    data = _encoder.encode(frames)
-    if len(data) > MAX_FRAME_BYTES:
-        raise ValueError(f"a frame has {len(data):,} bytes; at most {MAX_FRAME_BYTES:,} are allowed")
-    return _LENGTH.pack(len(data)) + data
-
-
-class Channel:
-    """Sends and receives frames over a stream socket. Frames of one turn of the event loop are sent together.
-
-    Args:
-        reader, writer: of ``asyncio.open_connection``.
-        receives: the union of frames that may come.
-    """
-
-    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, receives: Any) -> None:
-        self._reader = reader
-        self._writer = writer
-        self._decoder = msgspec.msgpack.Decoder(list[receives])
-        self._unsent: list[Any] = []
-        self._loop = asyncio.get_running_loop()
-
-    def send(self, frame: Any) -> None:
-        """Send a frame at the end of this turn of the event loop, unless the other process has ended."""
-        if not self._unsent:
-            self._loop.call_soon(self.flush)
-        self._unsent.append(frame)
-
-    def flush(self) -> None:
-        """Send the frames of this turn now."""
-        frames, self._unsent = self._unsent, []
-        if frames and not self._writer.is_closing():
-            self._writer.write(packed(frames))
-
-    async def receive(self) -> list[Any] | None:
-        """Return the next frames, or None when the other process has ended or sends something that is no frame."""
-        try:
-            (length,) = _LENGTH.unpack(await self._reader.readexactly(_LENGTH.size))
-            if length > MAX_FRAME_BYTES:
-                return None
-            return self._decoder.decode(await self._reader.readexactly(length))
-        except (asyncio.IncompleteReadError, ConnectionError, msgspec.DecodeError):
-            return None
-
-    def close(self) -> None:
-        """Send the frames of this turn, and close the socket."""
-        self.flush()
-        self._writer.close()

@@ -6,11 +6,11 @@ that have a name for it.
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 import msgspec
 
-__all__ = ["Constraint", "Conversation", "Options", "Sampling", "Texts"]
+__all__ = ["Constraint", "Conversation", "Options", "Sampling", "Sound", "Task", "Texts"]
 
 
 class Sampling(msgspec.Struct, omit_defaults=True, forbid_unknown_fields=True):
@@ -200,3 +200,23 @@ class Texts(_Task, tag="texts", forbid_unknown_fields=True):
     files: list[tuple[str, str]] = []
     middle: str = ""
     echo: bool = False
+
+
+class Sound(_Task, tag="sound", forbid_unknown_fields=True):
+    """Write what is said in a sound.
+
+    Attributes:
+        file: the bytes of a WAV, FLAC or MP3 file.
+        language, translate, context, instruction, window_seconds: see ``transcribe``.
+    """
+
+    file: bytes
+    language: str | None = None
+    translate: bool = False
+    context: str = ""
+    instruction: str | None = None
+    window_seconds: float | None = None
+
+
+Task: TypeAlias = Conversation | Texts | Sound
+"""What a worker can be asked to generate."""

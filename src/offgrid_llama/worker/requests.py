@@ -19,20 +19,18 @@ from offgrid_llama.model.vocab import Vocab
 from offgrid_llama.sampling.sampling_params import SamplingParams
 from offgrid_llama.tasks.infill import INFILL_SAMPLERS
 
+from .answered import answered_with, counts
 from .arguments import chat_arguments, check_template, request_arguments
+from .channel import Channel
 from .details import Told
 from .failures import RequestError, client_data
 from .fair_pool import FairPool
 from .frames import (
-    Answered,
     CallChunk,
-    Channel,
     Chunk,
     Generate,
     Message,
     PromptLogprob,
-    Timings,
-    TokenCounts,
     TokenLogprob,
 )
 from .generation import Conversation, Texts
@@ -84,7 +82,7 @@ class ChatRequests:
                 await reply
                 messages = [self._message(reply, told, index) for index in range(len(reply.completion.answers))]
                 thinks = any(message.reasoning for message in messages)
-            answered = _answered(asked.id, [reply.completion], messages, reply.warnings)
+            answered = answered_with(asked.id, [reply.completion], messages, reply.warnings)
             if thinks:
                 answered.tokens.reasoning = await self._threads.run(asked.partition, _reasoning_tokens, reply)
             if n_left_out:
@@ -149,7 +147,7 @@ class ChatRequests:
         async for delta in reply:
             chunk = self._chunk(id_, delta, reply, told)
             if is_first:
-                chunk.tokens, is_first = _counts([reply.completion]), False
+                chunk.tokens, is_first = counts([reply.completion]), False
             thinks |= bool(delta.reasoning)
             channel.send(chunk)
         return thinks
@@ -233,7 +231,7 @@ class TextRequests:
                 messages = []
             else:
                 messages = [message for prompt in prompts for message in await self._messages(prompt)]
-            answered = _answered(asked.id, [prompt.completion for prompt in prompts], messages)
+            answered = answered_with(asked.id, [prompt.completion for prompt in prompts], messages)
             if what.options.max_tokens == 0:
                 answered.tokens.completion = 0
             if what.options.prompt_logprobs is not None and not asked.stream:
@@ -352,24 +350,3 @@ def _told_tokens(vocab: Vocab, prompt: Sequence[int], completion: Completion) ->
 
 def _reasoning_tokens(reply: ChatCompletion[Any]) -> int:
     return sum(reply.reasoning_tokens(index) for index in range(len(reply.completion.answers)))
-
-
-def _answered(
-    id_: int, completions: Sequence[Completion], messages: list[Message], warnings: Sequence[str] = ()
-) -> Answered:
-    found = completions[0].timings
-    timings = None
-    if found.first_token is not None:
-        timings = Timings(found.queue or 0.0, found.prefill or 0.0, found.decode or 0.0)
-    return Answered(id_, _counts(completions), messages, timings, list(warnings))
-
-
-def _counts(completions: Sequence[Completion]) -> TokenCounts:
-    """Return the tokens of a request so far."""
-    usages = [completion.usage for completion in completions]
-    return TokenCounts(
-        sum(usage.prompt_tokens for usage in usages), sum(usage.cached_tokens for usage in usages),
-        sum(usage.completion_tokens for usage in usages),
-        sum(usage.accepted_prediction_tokens for usage in usages),
-        sum(usage.rejected_prediction_tokens for usage in usages),
-    )  # fmt: skip

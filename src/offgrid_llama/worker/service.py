@@ -13,12 +13,14 @@ from offgrid_llama.model.adapter import LoRA
 from offgrid_llama.model.model import Model
 
 from .calls import FIELDS, Calls
+from .channel import Channel
 from .engine_calls import EngineCalls
 from .failures import RequestError, client_data, failure
 from .fair_pool import FairPool
-from .frames import Call, Channel, Generate, Result
-from .generation import Conversation
+from .frames import Call, Generate, Result
+from .generation import Conversation, Sound
 from .requests import ChatRequests, TextRequests
+from .sounds import SoundRequests
 from .thread_shares import ThreadShares
 
 __all__ = ["Service"]
@@ -79,6 +81,7 @@ class Service:
         if self._engine is not None:
             self._conversations = ChatRequests(self._engine, self._template, sampling, self._threads, list(adapters))
             self._texts = TextRequests(self._engine, sampling, self._threads, list(adapters))
+            self._sounds = SoundRequests(self._engine, self._template, sampling, self._threads, list(adapters))
 
     @property
     def _has_template(self) -> bool:
@@ -123,6 +126,8 @@ class Service:
                 what = what.as_texts() if what.or_text is not None else what
             if isinstance(what, Conversation):
                 await self._conversations.answer(asked, what, channel)
+            elif isinstance(what, Sound):
+                await self._sounds.answer(asked, what, channel)
             else:
                 await self._texts.answer(asked, what, channel)
         except Exception as error:

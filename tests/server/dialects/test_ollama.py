@@ -35,7 +35,9 @@ def chat(**said: Any) -> Conversation:
 
 
 def generate(**said: Any) -> Conversation | Texts:
-    return read_generate(GenerateBody.model_validate({"model": "m", "prompt": "p", **said})).what
+    what = read_generate(GenerateBody.model_validate({"model": "m", "prompt": "p", **said})).what
+    assert isinstance(what, (Conversation, Texts))
+    return what
 
 
 def lines(data: bytes) -> list[Any]:

@@ -16,8 +16,8 @@ __all__ = ["dialect_of"]
 _BY_PATH: dict[str, Dialect] = {
     "/v1/messages": ANTHROPIC, "/api/": OLLAMA,
     **dict.fromkeys((
-        "/completion", "/chat/completions", "/infill", "/embedding", "/rerank", "/v1/reranking", "/props", "/slots",
-        "/lora-adapters", "/v1/health",
+        "/completion", "/chat/completions", "/audio/", "/infill", "/embedding", "/rerank", "/v1/reranking", "/props",
+        "/slots", "/lora-adapters", "/v1/health",
     ), LLAMA_SERVER),
 }  # fmt: skip
 """The dialects besides OpenAI's, by the beginning of their paths."""

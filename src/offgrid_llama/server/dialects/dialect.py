@@ -14,7 +14,7 @@ from typing import Any
 from offgrid_llama.server.api_error import ApiError
 from offgrid_llama.text.json_text import read_json_text
 from offgrid_llama.worker.frames import Answered, CallChunk, Chunk
-from offgrid_llama.worker.generation import Conversation, Texts
+from offgrid_llama.worker.generation import Task, Texts
 
 __all__ = ["Asked", "Dialect", "Writer", "arguments_of_call"]
 
@@ -53,7 +53,7 @@ class Writer(ABC):
 
     @abstractmethod
     def whole(self, answered: Answered) -> Any:
-        """Return the body of a response that is not streamed, to be written as JSON."""
+        """Return the body of a response that is not streamed, to be written as JSON; a str is sent as it is."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ class Asked:
     """
 
     model: str | None
-    what: Conversation | Texts
+    what: Task
     stream: bool
     writer: Callable[[str], Writer]
     in_chunks: bool = False

@@ -51,7 +51,8 @@ class Launcher:
 
     def launch(self, spec: Mapping[str, Any]) -> Launched:
         """Return a worker that loads a model, with the arguments of its Service. Raises OSError."""
-        from offgrid_llama.worker.frames import LoadModel, packed
+        from offgrid_llama.worker.channel import packed
+        from offgrid_llama.worker.frames import LoadModel
 
         for i, (known, launched) in enumerate(self._loading):
             if known == spec:

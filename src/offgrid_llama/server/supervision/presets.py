@@ -10,14 +10,14 @@ import msgspec
 
 from offgrid_llama.server.preset_settings import PresetSettings
 from offgrid_llama.server.settings import ModelSettings
-from offgrid_llama.worker.generation import Conversation, Sampling, Texts
+from offgrid_llama.worker.generation import Conversation, Sampling, Task
 
 from .names import Names
 from .specs import template_text
 
 __all__ = ["Preset", "Presets"]
 
-_What = TypeVar("_What", bound=Conversation | Texts)
+_What = TypeVar("_What", bound=Task)
 
 
 class Preset:
@@ -57,7 +57,7 @@ class Preset:
             options, sampling=Sampling(**{**self._sampling, **said}),
             loras=self._loras if options.loras is None else options.loras,
         )  # fmt: skip
-        if isinstance(what, Texts):
+        if not isinstance(what, Conversation):
             return msgspec.structs.replace(what, options=options)
         return msgspec.structs.replace(
             what, options=options, template=what.template or self.template, messages=self._messages(what)

@@ -11,10 +11,10 @@ from time import monotonic
 from typing import Any
 
 from offgrid_llama.server.api_error import ApiError, busy
+from offgrid_llama.worker.channel import Channel
 from offgrid_llama.worker.frames import (
     Answered,
     Cancel,
-    Channel,
     Chunk,
     Failed,
     FromWorker,
