@@ -10,6 +10,7 @@ import pytest
 
 import offgrid_llama as og
 from helpers.commands import Cli, gguf
+from helpers.projectors import write_meaning
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -46,3 +47,16 @@ def test_metadata_of_a_stranger_stays_text(cli: Cli, tmp_path: Path) -> None:
     facts = json.loads(cli("inspect", path, "--json")[0])
     assert facts["name"] == evil
     assert "error" in facts["memory"]
+
+
+def test_a_projector(cli: Cli, smollm2: og.Model, tmp_path: Path) -> None:
+    """What sees or hears for a model: its encoders, and no memory of a context, which it has none of."""
+    path = tmp_path / "mmproj.gguf"
+    write_meaning(path, smollm2)
+    out, _ = cli("inspect", path)
+    assert re.search(r"^sees with +gemma4uv\nhears with +gemma4ua$", out, re.MULTILINE)
+    assert "memory" not in out
+    assert "chat template" not in out
+    facts = json.loads(cli("inspect", path, "--json")[0])
+    assert facts["encoders"] == {"vision": "gemma4uv", "audio": "gemma4ua"}
+    assert "memory" not in facts

@@ -25,6 +25,8 @@ __all__ = ["inspect"]
 ENTRIES_SHOWN = 3
 """Entries of an array in the output."""
 _TEMPLATE = "tokenizer.chat_template"
+_ENCODERS = {"vision": "sees with", "audio": "hears with", "gen.audio": "speaks with"}
+"""What the encoders of a projector are for."""
 
 
 def inspect(
@@ -62,7 +64,7 @@ def inspect(
         table = header.tensors()
         facts = _facts(header, table)
         metadata = {key: _value(header, key) for key in header}
-    plan = _plan(path, {
+    plan = None if facts["encoders"] else _plan(path, {
         "n_gpu_layers": layers, "n_ctx": n_ctx, "n_seq_max": n_seq_max, "n_ubatch": n_ubatch,
         "n_outputs_max": n_seq_max if n_outputs_max is None else n_outputs_max,
         "type_k": cast("KVType", type_k), "type_v": cast("KVType", type_v),
@@ -71,16 +73,18 @@ def inspect(
         listed = [
             {"name": t.name, "type": t.type, "shape": t.shape, "bytes": t.n_bytes, "offset": t.offset} for t in table
         ]
-        memory = _memory_json(plan)
-        output.json_out({**facts, "memory": memory, "metadata": metadata, **({"tensors": listed} if tensors else {})})
+        memory = {} if plan is None else {"memory": _memory_json(plan)}
+        output.json_out({**facts, **memory, "metadata": metadata, **({"tensors": listed} if tensors else {})})
         return
-    output.out(*_describe(facts), "", *_memory(plan), "", "metadata", *_metadata(metadata))
+    output.out(*_describe(facts), *([] if plan is None else ["", *_memory(plan)]), "", "metadata", *_metadata(metadata))
     if tensors:
         rows = [["  " + t.name, t.type, " x ".join(map(str, t.shape)), f"{t.n_bytes:,}"] for t in table]
         output.out("", "tensors: name, type, shape, bytes", *output.columns(rows, right=(3,)))
 
 
 def _facts(header: GGUF, table: list[Tensor]) -> dict[str, Any]:
+    from offgrid_llama.files.projector_preflight import encoder_types
+
     types: dict[str, dict[str, int]] = {}
     for tensor_type, count in Counter(tensor.type for tensor in table).most_common():
         n_bytes = sum(tensor.n_bytes for tensor in table if tensor.type == tensor_type)
@@ -98,6 +102,7 @@ def _facts(header: GGUF, table: list[Tensor]) -> dict[str, Any]:
         "layers": header.hparam("block_count"),
         "vocabulary": header.array_length("tokenizer.ggml.tokens") if "tokenizer.ggml.tokens" in header else None,
         "chat_template": _TEMPLATE in header,
+        "encoders": encoder_types(header),
         "file_of_split": split if isinstance(split[0], int) and isinstance(split[1], int) and split[1] > 1 else None,
         "quantization": types,
     }
@@ -114,10 +119,15 @@ def _describe(facts: dict[str, Any]) -> list[str]:
         ("name", facts["name"] or "(none)"),
         ("parameters", f"{facts['parameters']:,} in {facts['layers']} layers"),
         ("tensors", ", ".join(types) or "none"),
-        ("context", f"{facts['context_length']:,} tokens in training"),
-        ("vocabulary", vocabulary),
-        ("chat template", "yes; --template prints it" if facts["chat_template"] else "no"),
     ]
+    if facts["encoders"]:
+        rows += [(_ENCODERS[name], kind) for name, kind in facts["encoders"].items()]
+    else:
+        rows += [
+            ("context", f"{facts['context_length']:,} tokens in training"),
+            ("vocabulary", vocabulary),
+            ("chat template", "yes; --template prints it" if facts["chat_template"] else "no"),
+        ]
     return output.columns(rows)
 
 
