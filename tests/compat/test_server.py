@@ -324,7 +324,8 @@ def test_several_models() -> None:
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        (["--clip_model_path", "x"], "--clip_model_path: .* leave it out"),
+        (["--clip_model_path", "x"], "--clip_model_path: there is no file"),
+        (["--chat_format", "llava-1-5"], "--chat_format llava-1-5 needs --clip_model_path"),
         (["--ssl_keyfile", "x"], "--ssl_keyfile: .* proxy"),
         (["--ssl_certfile", "x"], "--ssl_certfile: .* proxy"),
         (["--vocab_only", "1"], "--vocab_only"),

@@ -19,6 +19,7 @@ from offgrid_llama.text.text_stream import TextStream
 if TYPE_CHECKING:
     import numpy.typing as npt
 
+    from offgrid_llama.media.image import Image
     from offgrid_llama.model.vocab import Vocab
 
 __all__ = ["Answering", "OwnText", "Written", "told"]
@@ -98,6 +99,7 @@ class Answering:
         vocab: of the model. model: the name that the answer tells.
         prompt: the prompt's text. tokens: its tokens.
         logprobs: how many of the most probable tokens are told at each place; None tells none.
+        pictures: the prompt as tokens and pictures, where it has some. ``tokens`` has zeros in the place of each.
         first: tokens that count as the answer's, but were not generated: the BOS of an empty prompt.
         suffix: text that follows the answer.
         written: the tokens of the answer so far. reason: why it has ended.
@@ -108,12 +110,18 @@ class Answering:
     prompt: str
     tokens: list[int]
     logprobs: int | None = None
+    pictures: Sequence[int | Image] = ()
     first: list[int] = field(default_factory=list)
     suffix: str = ""
     written: list[int] = field(default_factory=list)
     reason: FinishReason = FinishReason.STOP
     id: str = field(default_factory=lambda: f"cmpl-{uuid.uuid4()}")
     created: int = field(default_factory=lambda: int(time.time()))
+
+    @property
+    def asked(self) -> Sequence[int | Image]:
+        """The prompt for an Engine."""
+        return self.pictures or self.tokens
 
     def whole(self, pieces: Written, *, echo: bool) -> dict[str, Any]:
         """Return the response, which begins with the prompt if it shall ``echo``."""

@@ -10,7 +10,7 @@ from .chat_formatter import ChatFormatter
 from .chat_registry import LlamaChatCompletionHandler, register_chat_completion_handler
 from .chat_request import ChatRequest, as_handler
 
-__all__ = ["chat_formatter_to_chat_completion_handler", "register_chat_format"]
+__all__ = ["answer_to", "chat_formatter_to_chat_completion_handler", "register_chat_format"]
 
 _Formatter = TypeVar("_Formatter", bound=ChatFormatter)
 
@@ -43,6 +43,11 @@ def _answer(chat_formatter: ChatFormatter, request: ChatRequest) -> Any:
     stop = request.stop
     if formatted.stop is not None:
         stop = request.stops(*([formatted.stop] if isinstance(formatted.stop, str) else formatted.stop))
+    return answer_to(request, prompt, stop, formatted.stopping_criteria)
+
+
+def answer_to(request: ChatRequest, prompt: Any, stop: Any, stopping_criteria: Any = None) -> Any:
+    """Answer a request by what follows its prompt: tokens, and the pictures among them."""
     request.use_new_names()
     tool = request.chosen_tool()
     completion = request.complete(
@@ -52,7 +57,7 @@ def _answer(chat_formatter: ChatFormatter, request: ChatRequest) -> Any:
         seed=request.seed,
         logit_bias=request.logit_bias,
         logprobs=request.n_logprobs(),
-        stopping_criteria=formatted.stopping_criteria,
+        stopping_criteria=stopping_criteria,
         grammar=request.grammar_of_format() if tool is None else request.grammar_of_tool(tool),
     )
     if tool is not None:

@@ -6,6 +6,7 @@ import random
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,6 +14,8 @@ import numpy.typing as npt
 
 from offgrid_llama.engine.engine import Engine
 from offgrid_llama.finish_reason import FinishReason
+from offgrid_llama.media.image import Image
+from offgrid_llama.media.projector import Projector
 from offgrid_llama.tasks.infill import fim_prompt
 
 from .answering import Answering, OwnText, Written, told
@@ -56,6 +59,7 @@ class Completing(Evaluating):
     spm_infill: bool
     _loras: dict[LoRA, float]
     _n_parallel: int
+    _projector: Projector | None = None
     _lock: threading.RLock
     tokenize: Callable[..., list[int]]
     detokenize: Callable[..., bytes]
@@ -65,8 +69,18 @@ class Completing(Evaluating):
         n_seq = self._n_parallel
         return Engine(
             self._weights, n_ctx=n_seq * self._n_ctx, n_seq_max=n_seq, stream_interval=STREAM_INTERVAL,
-            n_batch=max(self.n_batch, n_seq + 1), loras=self._loras, **self._options,
+            n_batch=max(self.n_batch, n_seq + 1), loras=self._loras, projector=self._projector, **self._options,
         )  # fmt: skip
+
+    def use_projector(self, path: str, *, use_gpu: bool = True) -> None:
+        """Let prompts have pictures, by the projector in a file. The first time ends the completions that run."""
+        with self._lock:
+            if self._projector is not None and self._projector.path == Path(path):
+                return
+            self._projector = Projector(self._weights, path, use_gpu=use_gpu)
+            engine = self.__dict__.pop("_engine", None)
+            if engine is not None:
+                engine.close()
 
     def create_completion(
         self,
@@ -139,7 +153,9 @@ class Completing(Evaluating):
         self._seed = random.Random(self._seed).randint(0, 2**32) if given["seed"] is None else given["seed"]  # noqa: S311
         arguments = {**given, "temp": given["temperature"]}
         criteria = [each for each in given["stopping_criteria"] or () if not self._ends_anyway(each)]
-        if criteria or self.cache is not None:
+        if answering.pictures and criteria:
+            raise ValueError("stopping_criteria: not for prompts with pictures; stop takes texts")
+        if criteria or (self.cache is not None and not answering.pictures):
             return answering, self._by_itself(answering, arguments, n, stop, StoppingCriteriaList(criteria))
         return answering, self._by_engine(answering, arguments, n, stop)
 
@@ -158,7 +174,7 @@ class Completing(Evaluating):
         )  # fmt: skip
         processors: LogitsProcessorList | None = arguments["logits_processor"]
         return self._engine.submit(
-            answering.tokens, max_tokens=n, stop=stop, sampling=params, logprobs=arguments["logprobs"],
+            answering.asked, max_tokens=n, stop=stop, sampling=params, logprobs=arguments["logprobs"],
             prompt_logprobs=arguments["logprobs"] if arguments["echo"] else None,
             logits_processors=[_on_arrays(each) for each in processors or ()],
             lookup=self.draft_model is not None or arguments["grammar"] is not None,  # larger batches are rounded otherwise
@@ -202,6 +218,10 @@ class Completing(Evaluating):
 
     def _ended(self, answering: Answering, pieces: Written) -> None:
         """Make the text of the answer the one that ``eval`` goes on from, and keep it in the cache."""
+        if answering.pictures:  # ``eval`` knows no pictures
+            with self._lock:
+                self.n_tokens = 0
+            return
         text = answering.tokens + answering.written
         if answering.reason is FinishReason.LENGTH or pieces.stop is not None:
             text.pop()  # it was drawn, and not computed
@@ -221,16 +241,30 @@ class Completing(Evaluating):
         vocab, prompt, suffix = self._weights.vocab, given["prompt"], given["suffix"]
         if suffix is not None and not isinstance(suffix, str):
             raise AssertionError(f"suffix must be str, not {type(suffix).__name__}")
-        text = prompt if isinstance(prompt, str) else self.detokenize(prompt).decode("utf-8", errors="ignore")
+        pictures = [] if isinstance(prompt, str) else [part for part in prompt if isinstance(part, Image)]
+        told = prompt if not pictures else [part for part in prompt if not isinstance(part, Image)]
+        text = told if isinstance(told, str) else self.detokenize(told).decode("utf-8", errors="ignore")
         answering = Answering(vocab, given["model"] or self.model_path, text, [], given["logprobs"])
         if suffix is not None and None not in (vocab.fim_pre, vocab.fim_suf, vocab.fim_mid):
             answering.tokens = fim_prompt(vocab, text, suffix, spm_infill=self.spm_infill)
             return answering
         answering.suffix = suffix or ""
+        if pictures:
+            answering.pictures, answering.tokens = prompt, self._with_room(prompt)
+            return answering
         answering.tokens = self._tokens_of(prompt)
         if prompt == "" and vocab.bos is not None:
             answering.first = [vocab.bos]
         return answering
+
+    def _with_room(self, prompt: Sequence[int | Image]) -> list[int]:
+        """Return a prompt with as many tokens in the place of each picture as it takes."""
+        if self._projector is None:
+            raise ValueError("prompt: pictures need a chat_handler with a clip_model_path")
+        found: list[int] = []
+        for part in prompt:
+            found += [0] * self._projector.n_tokens(part) if isinstance(part, Image) else [int(part)]
+        return found
 
     def _tokens_of(self, prompt: str | list[int]) -> list[int]:
         """Return the tokens of a prompt, with those that begin and end a text where the model wants them."""

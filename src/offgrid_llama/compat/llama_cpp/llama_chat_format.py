@@ -1,4 +1,4 @@
-"""Chat formats and chat handlers: all names of llama-cpp-python's module but those for pictures and sound.
+"""Chat formats and chat handlers: all names of llama-cpp-python's module.
 
 Handlers take what a ``Llama`` offers under public names, ``tokenize``, ``create_completion`` and ``verbose``, so any object
 with these will do.
@@ -18,6 +18,19 @@ from .chat_registry import (
     register_chat_completion_handler,
 )
 from .chatml_function_calling import chatml_function_calling
+from .picture_handlers import (
+    Gemma4ChatHandler,
+    Llama3VisionAlpha,
+    Llama3VisionAlphaChatHandler,
+    Llava15ChatHandler,
+    Llava16ChatHandler,
+    MiniCPMv26ChatHandler,
+    MoondreamChatHandler,
+    MTMDChatHandler,
+    NanoLlavaChatHandler,
+    ObsidianChatHandler,
+    Qwen25VLChatHandler,
+)
 from .template_formatters import (
     Jinja2ChatFormatter,
     hf_autotokenizer_to_chat_completion_handler,
@@ -55,13 +68,15 @@ from .text_formats import (
 __all__ = [
     "CHATML_BOS_TOKEN", "CHATML_CHAT_TEMPLATE", "CHATML_EOS_TOKEN", "LLAMA3_INSTRUCT_CHAT_TEMPLATE",
     "MISTRAL_INSTRUCT_BOS_TOKEN", "MISTRAL_INSTRUCT_CHAT_TEMPLATE", "MISTRAL_INSTRUCT_EOS_TOKEN",
-    "MIXTRAL_INSTRUCT_CHAT_TEMPLATE", "ChatFormatter", "ChatFormatterResponse", "Jinja2ChatFormatter",
-    "LlamaChatCompletionHandler", "LlamaChatCompletionHandlerNotFoundException", "LlamaChatCompletionHandlerRegistry",
-    "chat_formatter_to_chat_completion_handler", "chatml_function_calling", "format", "format_alpaca", "format_baichuan",
-    "format_baichuan2", "format_chatglm3", "format_chatml", "format_gemma", "format_intel", "format_llama2",
-    "format_llama3", "format_mistral_instruct", "format_mistrallite", "format_oasst_llama", "format_open_orca",
-    "format_openbuddy", "format_openchat", "format_phind", "format_pygmalion", "format_qwen", "format_redpajama_incite",
-    "format_saiga", "format_snoozy", "format_zephyr", "get_chat_completion_handler",
+    "MIXTRAL_INSTRUCT_CHAT_TEMPLATE", "ChatFormatter", "ChatFormatterResponse", "Gemma4ChatHandler", "Jinja2ChatFormatter",
+    "Llama3VisionAlpha", "Llama3VisionAlphaChatHandler", "LlamaChatCompletionHandler",
+    "LlamaChatCompletionHandlerNotFoundException", "LlamaChatCompletionHandlerRegistry", "Llava15ChatHandler",
+    "Llava16ChatHandler", "MTMDChatHandler", "MiniCPMv26ChatHandler", "MoondreamChatHandler", "NanoLlavaChatHandler",
+    "ObsidianChatHandler", "Qwen25VLChatHandler", "chat_formatter_to_chat_completion_handler", "chatml_function_calling",
+    "format", "format_alpaca", "format_baichuan", "format_baichuan2", "format_chatglm3", "format_chatml", "format_gemma",
+    "format_intel", "format_llama2", "format_llama3", "format_mistral_instruct", "format_mistrallite", "format_oasst_llama",
+    "format_open_orca", "format_openbuddy", "format_openchat", "format_phind", "format_pygmalion", "format_qwen",
+    "format_redpajama_incite", "format_saiga", "format_snoozy", "format_zephyr", "get_chat_completion_handler",
     "guess_chat_format_from_gguf_metadata", "hf_autotokenizer_to_chat_completion_handler",
     "hf_autotokenizer_to_chat_formatter", "hf_tokenizer_config_to_chat_completion_handler",
     "hf_tokenizer_config_to_chat_formatter", "register_chat_completion_handler", "register_chat_format",

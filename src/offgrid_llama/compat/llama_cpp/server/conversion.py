@@ -14,6 +14,7 @@ from offgrid_llama.chat.template.choice import BUILT_IN
 from offgrid_llama.server import ModelSettings, Settings, SettingsError
 
 from .fields import BY_NAME, DEFAULT_SEED, FIELDS
+from .pictures import PICTURE_FORMATS, picture_template
 from .sources import Given
 
 __all__ = ["CHAT_FORMATS", "KV_TYPES", "notes_of", "settings_of"]
@@ -35,10 +36,9 @@ KV_TYPES = {0: "f32", 1: "f16", 2: "q4_0", 3: "q4_1", 6: "q5_0", 7: "q5_1", 8: "
 """The numbers of ggml's types that a KV cache can have."""
 CHAT_FORMATS = (
     "alpaca", "baichuan", "baichuan-2", "chatglm3", "chatml-function-calling", "functionary", "functionary-v1",
-    "functionary-v2", "gemma", "hf-autotokenizer", "intel", "llama-2", "llama-3", "llama-3-vision-alpha",
-    "llava-1-5", "llava-1-6", "minicpm-v-2.6", "mistral-instruct", "mistrallite", "moondream", "mtmd", "nanollava",
-    "oasst_llama", "obsidian", "open-orca", "openbuddy", "openchat", "phind", "pygmalion", "qwen", "qwen2.5-vl",
-    "redpajama-incite", "saiga", "snoozy", "vicuna", "zephyr",
+    "functionary-v2", "gemma", "hf-autotokenizer", "intel", "llama-2", "llama-3", "mistral-instruct", "mistrallite",
+    "oasst_llama", "open-orca", "openbuddy", "openchat", "phind", "pygmalion", "qwen", "redpajama-incite", "saiga", "snoozy",
+    "vicuna", "zephyr",
 )  # fmt: skip
 """Chat formats that llama-cpp-python has and this server does not."""
 
@@ -102,7 +102,7 @@ def _model(values: Mapping[str, Any], *, is_first: bool) -> ModelSettings:
         raise SettingsError(f"--lora_path: there is no file {lora}")
     n_parallel, is_shared = _places(n_ctx)
     return ModelSettings(
-        name, model=model, template=_template(values), n_parallel=n_parallel,
+        name, model=model, template=_template(values), projector=_projector(values), n_parallel=n_parallel,
         n_ctx=(n_ctx if is_shared else n_ctx * n_parallel) or None, n_threads=values.get("n_threads"),
         n_gpu_layers=None if n_layers == -1 else n_layers, loras={} if lora is None else {lora: 1.0},
         sampling=_sampling(values), engine={**_engine(values, n_parallel), "kv_unified": is_shared}, load=_load(values),
@@ -158,6 +158,10 @@ def _template(values: Mapping[str, Any]) -> str | None:
         return None
     if name in BUILT_IN:
         return BUILT_IN[name]
+    if name in PICTURE_FORMATS:
+        if values.get("clip_model_path") is None:
+            raise SettingsError(f"--chat_format {name} needs --clip_model_path, the model's projector")
+        return picture_template(name)
     if name == "hf-tokenizer-config":
         return _template_of_tokenizer(values.get("hf_tokenizer_config_path"))
     why = "is not here yet" if name in CHAT_FORMATS else "is none of llama-cpp-python's"
@@ -165,6 +169,17 @@ def _template(values: Mapping[str, Any]) -> str | None:
         f"--chat_format {name} {why}: leave it out, and the model's own template is used; chatml and hf-tokenizer-config "
         "are here"
     )
+
+
+def _projector(values: Mapping[str, Any]) -> str | None:
+    """Return the path of the file that sees for a model, or its name in the store."""
+    path: str | None = values.get("clip_model_path")
+    repository = values.get("hf_model_repo_id")
+    if path is None or Path(path).is_file():
+        return path
+    if repository is None:
+        raise SettingsError(f"--clip_model_path: there is no file {path}")
+    return _of_repository(repository, path)
 
 
 def _template_of_tokenizer(path: str | None) -> str:

@@ -183,15 +183,12 @@ FIELDS: tuple[Field, ...] = (
     Field("lora_base", "text", None, "No effect, in llama-cpp-python neither: llama.cpp no longer has it."),
     Field("lora_path", "text", None, "The file of a LoRA adapter to use."),
     Field("numa", "switch or integer", False, "No effect: the system places the memory."),
-    Field("chat_format", "text", None, "chatml or hf-tokenizer-config; without it, the model's own template."),
+    Field("chat_format", "text", None, "chatml, hf-tokenizer-config, or that of a model that sees; else its own template."),
     Field(
         "chat_template_kwargs", "object", None, "Refused: requests set it.",
         refused="set chat_template_kwargs in the requests, or write the values into a template",
     ),
-    Field(
-        "clip_model_path", "text", None, "Refused: this server takes no pictures.",
-        refused="leave it out to serve the model for text",
-    ),
+    Field("clip_model_path", "text", None, "The model's projector (an mmproj): a file, or one of the repository."),
     Field("cache", "switch", False, "Whether --cache_size counts; prompts are always cached."),
     Field("cache_type", "cache type", "ram", "Where --cache puts what it holds: ram, or disk, in .cache/llama_cache."),
     Field("cache_size", "integer", 2**31, "The most bytes of that cache."),
