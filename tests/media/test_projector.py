@@ -219,3 +219,13 @@ def test_parts_of_other_kinds(meaning: og.Projector) -> None:
     with pytest.raises(TypeError, match=r"parts\[1\]"):
         meaning.tokenize(["a", b"b"])  # type: ignore[list-item]
     assert meaning.tokenize([], add_special=False) == []
+
+
+def test_a_name_of_the_store(smollm2: og.Model, meaning_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A name that is no path here is the store's, as for a Model; for any other the error names the path."""
+    monkeypatch.setattr("offgrid_llama.media.projector.resolve", {"hf:org/repo/mmproj.gguf": meaning_path}.__getitem__)
+    with og.Projector(smollm2, "hf:org/repo/mmproj.gguf") as projector:
+        assert projector.path == meaning_path
+    monkeypatch.undo()
+    with pytest.raises(FileNotFoundError, match=r"missing\.gguf"):
+        og.Projector(smollm2, "missing.gguf")

@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from offgrid_llama._capi import ffi, lib
 from offgrid_llama.context.embedding_batch import EmbeddingBatch
-from offgrid_llama.errors import LoadCancelled, MediaError, ModelLoadError
+from offgrid_llama.errors import LoadCancelled, MediaError, ModelLoadError, UnknownModelError
 from offgrid_llama.files import projector_preflight
 from offgrid_llama.files.gguf import GGUF
 from offgrid_llama.model.model import check_model
@@ -20,6 +20,7 @@ from offgrid_llama.native.callbacks import LoadProgress, forget_log, raise_pendi
 from offgrid_llama.native.check import callback, not_null, number, raise_caught
 from offgrid_llama.native.enums import FlashAttention, FlashAttentionName, member
 from offgrid_llama.native.handle import Handle, Owner
+from offgrid_llama.store.api import resolve
 
 from .audio import Audio
 from .chunk import Chunks, MediaChunk
@@ -49,7 +50,8 @@ class Projector(Owner):
 
     Args:
         model: the Model whose embeddings it makes.
-        path: the GGUF file, as ``convert_hf_to_gguf.py --mmproj`` of llama.cpp writes it.
+        path: the GGUF file, as ``convert_hf_to_gguf.py --mmproj`` of llama.cpp writes it, or a name of one that
+            ``offgrid_llama.store`` knows, such as ``hf:ORG/REPO/FILE.gguf``.
         use_gpu: encode on a GPU if there is one.
         n_threads: threads that encode; None is as many as a Context takes.
         flash_attn_type: "auto", "enabled" or "disabled", as for a Context.
@@ -58,7 +60,7 @@ class Projector(Owner):
         progress: called with 0.0 to 1.0 while loading, on this thread; return False to stop the load.
 
     Raises:
-        FileNotFoundError: the path has no file.
+        FileNotFoundError: the path has no file. StoreError and its kin: as ``store.resolve``.
         GGUFError: the file is no GGUF, is cut off, is no projector, or has impossible values.
         ModelLoadError: libmtmd refused the file, or it was made for another model; the error carries its log.
         LoadCancelled: ``progress`` returned False.
@@ -88,7 +90,7 @@ class Projector(Owner):
     ) -> None:
         check_model(model)
         self.model = model
-        self.path = Path(path)
+        self.path = _file_of(path)
         limits = _token_limits(image_min_tokens, image_max_tokens)
         with GGUF(self.path) as file:
             self.types = projector_preflight.check(self.path, file, file.tensors(), limits[1])
@@ -233,6 +235,21 @@ class Projector(Owner):
             chunks.append(MediaChunk(copy, self.handle, n_media, **options))
             n_media += 1
 
+    def samples(self, audio: Audio) -> npt.NDArray[np.float32]:
+        """Return a sound as the model hears it: float32[n_samples], from -1 to 1, of one channel, at ``sample_rate``.
+
+        Raises MediaError for a damaged sound, and where the projector does not hear (``mtmd_helper_bitmap_init_from_buf``).
+        """
+        import numpy as np
+
+        bitmap = self._sound(audio)
+        try:
+            found = ffi.buffer(lib.mtmd_bitmap_get_data(bitmap), lib.mtmd_bitmap_get_n_bytes(bitmap))
+            copied: npt.NDArray[np.float32] = np.frombuffer(found, np.float32).copy()
+            return copied
+        finally:
+            lib.mtmd_bitmap_free(bitmap)
+
     def n_tokens(self, media: Media) -> int:
         """Return how many tokens a picture or a sound takes in a prompt, with the marks around it. No pixel is decoded."""
         with self.tokenize([media], add_special=False, decode=False) as chunks:
@@ -288,6 +305,15 @@ class Projector(Owner):
         finally:
             context.set_causal_attn(causal_before)
         return first + chunk.n_positions
+
+
+def _file_of(path: str | os.PathLike[str]) -> Path:
+    """Return a path, or the file of a name of the store that is no path here."""
+    name = os.fspath(path)
+    if not os.path.exists(name):
+        with suppress(UnknownModelError):
+            return resolve(name)
+    return Path(name)
 
 
 def _token_limits(least: int | None, most: int | None) -> tuple[int | None, int | None]:
