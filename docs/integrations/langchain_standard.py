@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 from langchain_core.documents import Document
@@ -15,9 +15,12 @@ from langchain_core.load import dumpd
 from langchain_core.messages import AIMessage, HumanMessage, ToolMessage
 from langchain_tests.integration_tests import ChatModelIntegrationTests, EmbeddingsIntegrationTests
 from langchain_tests.unit_tests import ChatModelUnitTests, EmbeddingsUnitTests
+from pydantic import BaseModel, Field
 
 import offgrid_llama as og
 from helpers import minilm, rerankers
+from helpers.media_files import png, wav
+from helpers.projectors import write_meaning
 from offgrid_llama.integrations.engines import shared_engine
 from offgrid_llama.integrations.langchain import ChatOffgridLlama, OffgridLlamaEmbeddings, OffgridLlamaReranker
 from offgrid_llama.integrations.langchain.messages import messages_of
@@ -124,11 +127,25 @@ class TestChatModel(ChatModelIntegrationTests):  # type: ignore[misc]
         assert isinstance(found["parsed"], dict) or not ended
         assert (found["parsing_error"] is None) or not ended
 
-    def test_images_are_refused(self, model: Any) -> None:
-        """The error names the block."""
-        image = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}}
-        with pytest.raises(ValueError, match=r"messages\[0\]\.content\[1\].*image"):
+    def test_pictures_are_refused(self, model: Any) -> None:
+        """An engine without a projector takes none; no engine takes a file, or a picture that it would have to fetch."""
+        image = {"type": "image", "base64": png(" dog"), "mime_type": "image/png"}
+        with pytest.raises(ValueError, match="no projector"):
             model.invoke([HumanMessage([{"type": "text", "text": "What is this?"}, image])])
+        for block in ({"type": "image", "url": "http://localhost/a.png"}, {"type": "file", "base64": "AAAA"}):
+            with pytest.raises(ValueError, match=r"messages\[0\]\.content\[1\]"):
+                model.invoke([HumanMessage([{"type": "text", "text": "What is this?"}, block])])
+
+    def test_logprobs(self, model: Any) -> None:
+        """They are told of each token, whole and streamed, as OpenAI's."""
+        whole = model.invoke("Hello.", logprobs=True, top_logprobs=2, max_tokens=8)
+        content = whole.response_metadata["logprobs"]["content"]
+        assert "".join(each["token"] for each in content) == whole.content
+        assert all(len(each["top_logprobs"]) == 2 for each in content)
+        chunks = list(model.stream("Hello.", logprobs=True, max_tokens=8))
+        told = [each for chunk in chunks for each in chunk.response_metadata.get("logprobs", {}).get("content", ())]
+        assert [each["token"] for each in told] == [each["token"] for each in content]
+        assert "logprobs" not in model.invoke("Hello.", max_tokens=2).response_metadata
 
     def test_the_prefix_is_read_from_the_cache(self, model: Any) -> None:
         """The second answer to a prompt has most of it from the cache, and says so, in streams, too."""
@@ -226,3 +243,38 @@ def test_the_reranker(tmp_path: Path) -> None:
     assert all(document.metadata == {"at": at} for at, document in enumerate(documents))
     assert asyncio.run(compressor.acompress_documents(documents, rerankers.QUERY)) == found
     assert compressor.compress_documents([], rerankers.QUERY) == []
+
+
+def test_pictures_and_sound(tmp_path: Path) -> None:
+    """In each shape of LangChain's blocks, to a model that sees and hears: the word that they mean comes."""
+    model = og.Model(NAME)
+    write_meaning(tmp_path / "mmproj.gguf", model)
+    blocks: list[tuple[str, dict[str, Any]]] = [
+        ("dog", {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{png(' dog')}"}}),
+        ("cat", {"type": "image", "base64": png(" cat"), "mime_type": "image/png"}),
+        ("fish", {"type": "image", "source_type": "base64", "data": png(" fish"), "mime_type": "image/png"}),
+        ("dog", {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": png(" dog")}}),
+        ("dog", {"type": "audio", "base64": wav(" dog"), "mime_type": "audio/wav"}),
+        ("cat", {"type": "input_audio", "input_audio": {"data": wav(" cat"), "format": "wav"}}),
+    ]
+    with (
+        model,
+        og.Projector(model, tmp_path / "mmproj.gguf", image_min_tokens=1) as projector,
+        og.Engine(model, projector=projector, n_ctx=2048, n_seq_max=2) as engine,
+    ):
+        chat = ChatOffgridLlama(model=engine, temperature=0, max_tokens=12)
+        for word, block in blocks:
+            asked = HumanMessage([{"type": "text", "text": "Repeat this word once:"}, block])
+            assert word in chat.invoke([asked]).content
+
+
+class Words(BaseModel):
+    """A shape with a set, which no grammar can hold to be one."""
+
+    words: set[Literal["a", "b"]] = Field(max_length=4)
+
+
+def test_a_set() -> None:
+    """A model's set is written as a list, and read as a set."""
+    chat = ChatOffgridLlama(model=NAME, temperature=0, max_tokens=60)
+    assert isinstance(chat.with_structured_output(Words).invoke("Some letters."), Words)

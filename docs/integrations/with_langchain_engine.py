@@ -48,6 +48,8 @@ def main() -> None:
     assert answer.usage_metadata["total_tokens"] > answer.usage_metadata["input_tokens"] > 10
     assert answer.response_metadata["model_name"] == NAME
     assert len(list(model.stream("What is 2+2?"))) > 1
+    told = model.invoke("What is 2+2?", logprobs=True, top_logprobs=2).response_metadata["logprobs"]["content"]
+    assert all(each["logprob"] <= 0 and len(each["top_logprobs"]) == 2 for each in told)
     assert len(model.batch(["What is 2+2?", "Name a color."])) == 2
     asyncio.run(asynchronously(model))
 
@@ -57,9 +59,9 @@ def main() -> None:
     print(called.tool_calls)
     messages += [called, *(weather.invoke(call) for call in called.tool_calls)]
     assert "It is raining in" in messages[-1].content
-    told = model.bind_tools([weather]).invoke(messages)
-    print(told.content)
-    assert told.usage_metadata["input_tokens"] > called.usage_metadata["input_tokens"]
+    reply = model.bind_tools([weather]).invoke(messages)
+    print(reply.content)
+    assert reply.usage_metadata["input_tokens"] > called.usage_metadata["input_tokens"]
 
     for method in ("json_schema", "function_calling"):
         person = model.with_structured_output(Person, method=method, max_tokens=200).invoke("Jason is 25.")

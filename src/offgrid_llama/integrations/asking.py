@@ -74,8 +74,8 @@ def submitted(
         model: the name or path of a model, or an Engine.
         engine_options: further arguments of Engine, for a name or path.
         messages: as ``Engine.chat`` takes them.
-        options: those of ``Engine.chat``, fields of SamplingParams, and OpenAI's "max_completion_tokens". None is the
-            default, and for ``max_tokens`` the end of the sequence.
+        options: those of ``Engine.chat``, fields of SamplingParams, and OpenAI's "max_completion_tokens", and "logprobs" as
+            a bool beside "top_logprobs". None is the default, and for ``max_tokens`` the end of the sequence.
 
     Raises as ``Engine.chat`` does.
     """
@@ -111,6 +111,9 @@ def _given(engine: Engine, options: Mapping[str, Any]) -> dict[str, Any]:
     given = {name: value for name, value in options.items() if value is not None}
     limit = given.pop("max_completion_tokens", engine.n_ctx_seq)
     given.setdefault("max_tokens", limit)
+    n_top = given.pop("top_logprobs", 0)
+    if isinstance(given.get("logprobs"), bool):
+        given["logprobs"] = n_top if given["logprobs"] else None
     if sampling := {name: given.pop(name) for name in sorted(_SAMPLING & given.keys())}:
         if bias := sampling.get("logit_bias"):
             sampling["logit_bias"] = {_token_id(token): value for token, value in bias.items()}

@@ -20,6 +20,7 @@ from langchain_core.utils.pydantic import is_basemodel_subclass
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from offgrid_llama.integrations.asking import checked, choice_of, engine_of, name_of, prompt_length, submitted
+from offgrid_llama.sampling.grammar.type_schema import schema_of_type
 
 from .messages import PROVIDER, answer_of, chunk_of, messages_of
 
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from langchain_core.messages import BaseMessage
 
     from offgrid_llama.engine.chat_completion import ChatCompletion, Delta
+    from offgrid_llama.model.vocab import Vocab
 
 __all__ = ["ChatOffgridLlama"]
 
@@ -85,6 +87,11 @@ class ChatOffgridLlama(BaseChatModel):  # type: ignore[misc]  # LangChain is not
     def is_lc_serializable(cls) -> bool:
         """Return that LangChain can write it down: there is no secret in it."""
         return True
+
+    @classmethod
+    def get_lc_namespace(cls) -> list[str]:
+        """Return where LangChain finds the class of a model that was written down."""
+        return __name__.split(".")[:-1]
 
     @property
     def lc_attributes(self) -> dict[str, Any]:
@@ -145,29 +152,43 @@ class ChatOffgridLlama(BaseChatModel):  # type: ignore[misc]  # LangChain is not
             raise ValueError("n: a stream has one answer; generate() can have several")
         return self._submitted(messages, stop, options)
 
+    def _result(self, completion: ChatCompletion[Any], options: Mapping[str, Any]) -> ChatResult:
+        """Return the answers of a completion that has ended."""
+        name, vocab = self._name(options), self._vocab(options)
+        n = len(completion.completion.answers)
+        return ChatResult(
+            generations=[ChatGeneration(message=answer_of(completion, index, name, vocab)) for index in range(n)]
+        )
+
+    def _chunk(self, delta: Delta, completion: ChatCompletion[Any], options: Mapping[str, Any]) -> ChatGenerationChunk:
+        return ChatGenerationChunk(message=chunk_of(delta, completion, self._name(options), self._vocab(options)))
+
     def _name(self, options: Mapping[str, Any]) -> str:
         return name_of(options.get("model") or self.model)
+
+    def _vocab(self, options: Mapping[str, Any]) -> Vocab:
+        return engine_of(options.get("model") or self.model, self.engine_options).model.vocab
 
     def _generate(
         self, messages: list[BaseMessage], stop: list[str] | None = None, run_manager: Any = None, **options: Any
     ) -> ChatResult:
         del run_manager
         with self._submitted(messages, stop, options) as completion:
-            return _result(completion.result(), self._name(options))
+            return self._result(completion.result(), options)
 
     async def _agenerate(
         self, messages: list[BaseMessage], stop: list[str] | None = None, run_manager: Any = None, **options: Any
     ) -> ChatResult:
         del run_manager
         with await asyncio.to_thread(self._submitted, messages, stop, options) as completion:
-            return _result(await completion, self._name(options))
+            return self._result(await completion, options)
 
     def _stream(
         self, messages: list[BaseMessage], stop: list[str] | None = None, run_manager: Any = None, **options: Any
     ) -> Iterator[ChatGenerationChunk]:
         with self._streamed(messages, stop, options) as completion:
             for delta in completion:
-                chunk = _chunk(delta, completion, self._name(options))
+                chunk = self._chunk(delta, completion, options)
                 if run_manager:
                     run_manager.on_llm_new_token(chunk.text, chunk=chunk)
                 yield chunk
@@ -177,7 +198,7 @@ class ChatOffgridLlama(BaseChatModel):  # type: ignore[misc]  # LangChain is not
     ) -> AsyncIterator[ChatGenerationChunk]:
         with await asyncio.to_thread(self._streamed, messages, stop, options) as completion:
             async for delta in completion:
-                chunk = _chunk(delta, completion, self._name(options))
+                chunk = self._chunk(delta, completion, options)
                 if run_manager:
                     await run_manager.on_llm_new_token(chunk.text, chunk=chunk)
                 yield chunk
@@ -261,25 +282,13 @@ def _listed(stop: list[str] | str | None) -> list[str] | None:
     return [stop] if isinstance(stop, str) else stop
 
 
-def _result(completion: ChatCompletion[Any], model_name: str) -> ChatResult:
-    """Return the answers of a completion that has ended."""
-    n = len(completion.completion.answers)
-    return ChatResult(
-        generations=[ChatGeneration(message=answer_of(completion, index, model_name)) for index in range(n)]
-    )
-
-
-def _chunk(delta: Delta, completion: ChatCompletion[Any], model_name: str) -> ChatGenerationChunk:
-    return ChatGenerationChunk(message=chunk_of(delta, completion, model_name))
-
-
 def _response_format(method: str, schema: Any, tool: Mapping[str, Any]) -> dict[str, Any]:
     """Return the response format of a schema, from its class, itself, or what LangChain makes of it as a tool."""
     if method == "json_mode":
         return {"type": "json_object"}
     if isinstance(schema, type) and is_basemodel_subclass(schema):
         described: Any = schema
-        document = schema.model_json_schema() if issubclass(schema, BaseModel) else described.schema()
+        document = schema_of_type(schema) if issubclass(schema, BaseModel) else described.schema()
     elif isinstance(schema, Mapping) and ("type" in schema or "$ref" in schema) and "function" not in schema:
         document = schema
     else:

@@ -19,9 +19,14 @@ from langchain_core.messages import (
 from langchain_core.messages.tool import invalid_tool_call, tool_call, tool_call_chunk
 
 from offgrid_llama.chat.tools.tool import ToolCall
+from offgrid_llama.integrations.logprobs import told_logprobs
+
+from .media import MEDIA, media_part
 
 if TYPE_CHECKING:
     from offgrid_llama.engine.chat_completion import ChatCompletion, Delta
+    from offgrid_llama.engine.prompt_logprobs import TokenLogprobs
+    from offgrid_llama.model.vocab import Vocab
 
 __all__ = ["PROVIDER", "answer_of", "chunk_of", "messages_of"]
 
@@ -52,8 +57,8 @@ def messages_of(messages: Sequence[BaseMessage]) -> list[dict[str, Any]]:
 
 
 def _message(message: BaseMessage, where: str) -> dict[str, Any]:
-    text, thought = _content(message, where)
-    found: dict[str, Any] = {"role": _role(message, where), "content": text}
+    content, thought = _content(message, where)
+    found: dict[str, Any] = {"role": _role(message, where), "content": content}
     if message.name:
         found["name"] = message.name
     if isinstance(message, ToolMessage):
@@ -75,23 +80,27 @@ def _role(message: BaseMessage, where: str) -> str:
     raise ValueError(f"{where}: a {type(message).__name__} cannot be told to a model")
 
 
-def _content(message: BaseMessage, where: str) -> tuple[str, str]:
-    """Return a message's text and its reasoning."""
+def _content(message: BaseMessage, where: str) -> tuple[str | list[dict[str, Any]], str]:
+    """Return a message's text, or its parts where it has pictures or sound, and its reasoning."""
     if isinstance(message.content, str):
         return message.content, ""
-    texts: list[str] = []
+    parts: list[dict[str, Any]] = []
     thoughts: list[str] = []
     for at, block in enumerate(message.content):
         kind = "text" if isinstance(block, str) else block.get("type", "text")
         if isinstance(block, str):
-            texts.append(block)
+            parts.append({"type": "text", "text": block})
         elif kind in _TEXTS:
-            texts.append(_text(block, _TEXTS[kind], f"{where}.content[{at}]"))
+            parts.append({"type": "text", "text": _text(block, _TEXTS[kind], f"{where}.content[{at}]")})
         elif kind in _THOUGHTS:
             thoughts.append(str(block.get(_THOUGHTS[kind]) or ""))
+        elif kind in MEDIA:
+            parts.append(media_part(block, f"{where}.content[{at}]"))
         elif not (kind in _ELSEWHERE and isinstance(message, AIMessage)):
-            raise ValueError(f"{where}.content[{at}]: this model takes texts only, and no {kind!r}")
-    return "".join(texts), "".join(thoughts)
+            raise ValueError(f"{where}.content[{at}]: a model takes texts, pictures and sound, and no {kind!r}")
+    if all(part["type"] == "text" for part in parts):
+        return "".join(part["text"] for part in parts), "".join(thoughts)
+    return parts, "".join(thoughts)
 
 
 def _text(block: Mapping[str, Any], key: str, where: str) -> str:
@@ -116,11 +125,12 @@ def _call(call_id: str | None, name: str, arguments: str) -> dict[str, Any]:
 # From the engine --------------------------------------------------------------------------------------------------------
 
 
-def answer_of(completion: ChatCompletion[Any], index: int, model_name: str) -> AIMessage:
+def answer_of(completion: ChatCompletion[Any], index: int, model_name: str, vocab: Vocab) -> AIMessage:
     """Return a whole answer. Its reasoning is ``additional_kwargs["reasoning_content"]``, where LangChain looks for it.
 
-    A call that is cut off is one of ``invalid_tool_calls``.
+    A call that is cut off is one of ``invalid_tool_calls``; logprobs are ``response_metadata["logprobs"]``.
     """
+    answer = completion.completion.answers[index]
     told = completion.message(index)
     thought = told.get("reasoning_content")
     calls = [ToolCall(call["id"], **call["function"]) for call in told.get("tool_calls", ())]
@@ -134,16 +144,19 @@ def answer_of(completion: ChatCompletion[Any], index: int, model_name: str) -> A
             if not call.is_whole
         ],
         usage_metadata=_usage(completion, index),
-        response_metadata=_metadata(completion.finish_reason_of(index), model_name, completion.warnings),
+        response_metadata={
+            **_metadata(completion.finish_reason_of(index), model_name, completion.warnings),
+            **_logprobs(vocab, answer.tokens, answer.logprobs),
+        },
     )
 
 
-def chunk_of(delta: Delta, completion: ChatCompletion[Any], model_name: str) -> AIMessageChunk:
+def chunk_of(delta: Delta, completion: ChatCompletion[Any], model_name: str, vocab: Vocab) -> AIMessageChunk:
     """Return some of an answer. The last one has the numbers of tokens, and why the answer ends."""
-    ended: dict[str, Any] = {}
+    metadata, ended = _logprobs(vocab, delta.tokens, delta.logprobs), dict[str, Any]()
     if delta.finish_reason is not None:
         ended["usage_metadata"] = _usage(completion, delta.index)
-        ended["response_metadata"] = _metadata(delta.finish_reason, model_name, delta.warnings)
+        metadata |= _metadata(delta.finish_reason, model_name, delta.warnings)
     return AIMessageChunk(
         content=delta.content,
         additional_kwargs={"reasoning_content": delta.reasoning} if delta.reasoning else {},
@@ -151,8 +164,14 @@ def chunk_of(delta: Delta, completion: ChatCompletion[Any], model_name: str) -> 
             tool_call_chunk(name=call.name or None, args=call.arguments, id=call.id or None, index=call.index)
             for call in delta.tool_calls
         ],
+        response_metadata=metadata,
         **ended,
     )
+
+
+def _logprobs(vocab: Vocab, tokens: Sequence[int], logprobs: Sequence[TokenLogprobs]) -> dict[str, Any]:
+    found = told_logprobs(vocab, tokens, logprobs)
+    return {} if found is None else {"logprobs": found}
 
 
 def _usage(completion: ChatCompletion[Any], index: int) -> dict[str, Any]:

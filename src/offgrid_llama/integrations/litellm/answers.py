@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 from litellm.types.utils import Choices, Message, ModelResponse, ModelResponseStream, StreamingChoices, Usage
 from litellm.types.utils import Delta as Said
 
+from offgrid_llama.integrations.logprobs import told_logprobs
+
 if TYPE_CHECKING:
     from typing_extensions import Self
 
@@ -96,17 +98,8 @@ class Answers:
 
     def _logprobs(self, tokens: Sequence[int], logprobs: Sequence[TokenLogprobs]) -> dict[str, Any]:
         """Return the logprobs of a choice, where they are asked for."""
-        if not logprobs:
-            return {}
-        told = [
-            {**self._token(token, logprob), "top_logprobs": [self._token(*each) for each in most]}
-            for token, (logprob, most) in zip(tokens, logprobs, strict=False)
-        ]
-        return {"logprobs": {"content": told}}
-
-    def _token(self, token: int, logprob: float) -> dict[str, Any]:
-        piece = self._vocab.piece(token, special=True)
-        return {"token": piece.decode("utf-8", "replace"), "bytes": [*piece], "logprob": logprob}
+        found = told_logprobs(self._vocab, tokens, logprobs)
+        return {} if found is None else {"logprobs": found}
 
 
 def _reason(reason: Any) -> str:

@@ -170,9 +170,6 @@ def _options(given: Mapping[str, Any]) -> dict[str, Any]:
     options = {**given, **further}
     options.pop("extra_body", None)
     options = {name: value for name, value in options.items() if name not in _OF_SERVICES and value is not None}
-    wants_logprobs, n_top = options.pop("logprobs", False), options.pop("top_logprobs", 0)
-    if wants_logprobs:
-        options["logprobs"] = n_top
     variables = dict(options.pop("chat_template_kwargs", None) or {})
     if effort := options.pop("reasoning_effort", None):
         variables.setdefault("reasoning_effort", effort)
