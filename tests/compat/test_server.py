@@ -333,7 +333,7 @@ def test_several_models() -> None:
         (["--chat_template_kwargs", "{}"], "--chat_template_kwargs: .* in the requests"),
         (["--yarn_orig_ctx", "9"], "--yarn_orig_ctx: .* --kv_overrides"),
         (["--yarn_ext_factor", "1"], "--yarn_ext_factor: .* leave it out"),
-        (["--chat_format", "llama-2"], "llama-2 is not here yet: leave it out, and the model's own template"),
+        (["--chat_format", "functionary"], "functionary is not here yet: leave it out, and the model's own template"),
         (["--chat_format", "hf-tokenizer-config"], "needs --hf_tokenizer_config_path"),
         (["--chat_format", "nothing"], "nothing is none of llama-cpp-python's"),
         (["--split_mode", "9"], r"--split_mode: it must be one of 0 \(none\)"),
@@ -380,7 +380,10 @@ def test_chat_formats(file: Path) -> None:
         config.write_text(text, encoding="utf-8")
         with pytest.raises(SettingsError, match=told):
             model(*flags)
-    assert not {"chatml", "hf-tokenizer-config"} & set(CHAT_FORMATS)
+    assert not {"chatml", "hf-tokenizer-config", "vicuna"} & set(CHAT_FORMATS)
+    snoozy = model("--chat_format", "snoozy")
+    assert "### Prompt" in str(snoozy.template)
+    assert snoozy.stop == ("###",)
 
 
 def test_models_of_repositories(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -55,6 +55,27 @@ def test_prompts_are_submitted_one_by_one(smollm2: og.Model) -> None:
         asyncio.run(main(engine))
 
 
+def test_stops_of_a_model(smollm2: og.Model) -> None:
+    """A model's own stop texts end answers to conversations, besides those of a request; not completions."""
+
+    async def main(engine: og.Engine) -> None:
+        threads = FairPool(1, "requests")
+        options = Options(sampling=Sampling(temperature=0), max_tokens=32, stop=["zzz"])
+        said = [{"role": "user", "content": "Repeat: 1 2 3 4 5 6 7 8 9"}]
+        sent = Sent()
+        conversation = Conversation(messages=said, options=options)
+        asker = ChatRequests(engine, None, {}, threads, (), [" 6"])
+        await asker.answer(Generate(1, conversation, False, ""), conversation, sent)  # type: ignore[arg-type]
+        assert sent.frames[-1].messages[0].stop == " 6"
+        texts = Texts(prompts=["1 2 3 4 5"], options=options)
+        await TextRequests(engine, {}, threads).answer(Generate(2, texts, False, ""), texts, sent)  # type: ignore[arg-type]
+        assert " 6" in sent.frames[-1].messages[0].content
+        threads.shutdown()
+
+    with og.Engine(smollm2, n_seq_max=1, n_ctx=256) as engine:
+        asyncio.run(main(engine))
+
+
 def test_stops_and_timings(smollm2: og.Model) -> None:
     """An answer says which stop text has ended it, and how long it took, whole and in its last chunk."""
 

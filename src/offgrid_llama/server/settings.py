@@ -50,6 +50,7 @@ class ModelSettings:
         model: a name of the store, or a path; None is ``name``.
         aliases: further names that clients may use.
         template: a file with a chat template to use instead of the model's, or its text.
+        stop: texts that end an answer to a conversation, besides those of a request.
         n_ctx: positions of all requests together; None is 4,096 for each, or what the model was trained for.
         n_parallel: requests that generate at the same time, up to 256.
         n_threads: CPU threads; None is all cores.
@@ -71,6 +72,7 @@ class ModelSettings:
     model: str | None = None
     aliases: Sequence[str] = ()
     template: str | None = None
+    stop: Sequence[str] = ()
     n_ctx: int | None = None
     n_parallel: int = 8
     n_threads: int | None = None

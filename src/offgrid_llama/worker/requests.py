@@ -53,6 +53,7 @@ class ChatRequests:
         sampling: SamplingParams for requests that do not set them.
         threads: for work that would block the event loop.
         loras: the model's adapters, which requests know by their numbers.
+        stop: texts that end an answer, besides those of a request.
     """
 
     def __init__(
@@ -62,12 +63,14 @@ class ChatRequests:
         sampling: Mapping[str, Any],
         threads: FairPool,
         loras: Sequence[LoRA] = (),
+        stop: Sequence[str] = (),
     ) -> None:
         self._engine = engine
         self._vocab = engine.model.vocab
         self._template = template
         self._sampling = sampling
         self._loras = loras
+        self._stop = stop
         self._threads = threads
 
     async def answer(self, asked: Generate, what: Conversation, channel: Channel) -> None:
@@ -108,7 +111,7 @@ class ChatRequests:
             )  # fmt: skip
             arguments: ChatArguments = {
                 **options, **chat_arguments(asked), "template": asked.template or self._template,
-                "cache_salt": partition, "tenant": partition,
+                "stop": [*asked.options.stop, *self._stop], "cache_salt": partition, "tenant": partition,
             }  # fmt: skip
             if asked.reasons and self._format(arguments).reasoning is None:
                 raise RequestError("this model does not support thinking")

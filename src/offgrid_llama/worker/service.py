@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -37,7 +37,7 @@ class Service:
         engine: arguments of Engine; ``draft_model`` may be a file.
         model: arguments of Model.
         sampling: SamplingParams for requests that do not set them.
-        template: a chat template to use instead of the model's.
+        template: a chat template to use instead of the model's. stop: texts that end an answer to a conversation.
         loras: files of LoRA adapters to use, with their scales.
         projector: arguments of Projector besides the model; None is a model that neither sees nor hears.
         progress: called with the share of the model that is loaded, from 0 to 1.
@@ -53,6 +53,7 @@ class Service:
         model: Mapping[str, Any],
         sampling: Mapping[str, Any],
         template: str | None = None,
+        stop: Sequence[str] = (),
         loras: Mapping[str, float] | None = None,
         projector: Mapping[str, Any] | None = None,
         progress: Callable[[float], object] | None = None,
@@ -79,7 +80,9 @@ class Service:
             self._model, self._engine, self._template, adapters, dict(sampling), self._threads
         )
         if self._engine is not None:
-            self._conversations = ChatRequests(self._engine, self._template, sampling, self._threads, list(adapters))
+            self._conversations = ChatRequests(
+                self._engine, self._template, sampling, self._threads, list(adapters), stop
+            )
             self._texts = TextRequests(self._engine, sampling, self._threads, list(adapters))
             self._sounds = SoundRequests(self._engine, self._template, sampling, self._threads, list(adapters))
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
-from .llama_callbacks import StoppingCriteriaList
+if TYPE_CHECKING:
+    from .llama_callbacks import StoppingCriteriaList
 
 __all__ = ["ChatFormatter", "ChatFormatterResponse", "Messages", "text_of"]
 

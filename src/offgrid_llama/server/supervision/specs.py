@@ -50,6 +50,7 @@ def worker_spec(
         "model": model,
         "sampling": _sampling(settings),
         "template": template,
+        "stop": list(settings.stop),
         "projector": projector,
         "loras": {path: float(scale) for path, scale in settings.loras.items()},
     }

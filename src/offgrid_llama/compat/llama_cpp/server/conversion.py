@@ -11,6 +11,8 @@ from typing import Any
 
 from offgrid_llama import store
 from offgrid_llama.chat.template.choice import BUILT_IN
+from offgrid_llama.compat.llama_cpp.jinja_formats import jinja_format
+from offgrid_llama.compat.llama_cpp.text_formats import TEXT_FORMATS
 from offgrid_llama.server import ModelSettings, Settings, SettingsError
 
 from .fields import BY_NAME, DEFAULT_SEED, FIELDS
@@ -35,10 +37,7 @@ ROPE_SCALINGS = ("none", "linear", "yarn", "longrope")
 KV_TYPES = {0: "f32", 1: "f16", 2: "q4_0", 3: "q4_1", 6: "q5_0", 7: "q5_1", 8: "q8_0", 20: "iq4_nl", 30: "bf16"}
 """The numbers of ggml's types that a KV cache can have."""
 CHAT_FORMATS = (
-    "alpaca", "baichuan", "baichuan-2", "chatglm3", "chatml-function-calling", "functionary", "functionary-v1",
-    "functionary-v2", "gemma", "hf-autotokenizer", "intel", "llama-2", "llama-3", "mistral-instruct", "mistrallite",
-    "oasst_llama", "open-orca", "openbuddy", "openchat", "phind", "pygmalion", "qwen", "redpajama-incite", "saiga", "snoozy",
-    "vicuna", "zephyr",
+    "chatml-function-calling", "functionary", "functionary-v1", "functionary-v2", "hf-autotokenizer",
 )  # fmt: skip
 """Chat formats that llama-cpp-python has and this server does not."""
 
@@ -101,8 +100,9 @@ def _model(values: Mapping[str, Any], *, is_first: bool) -> ModelSettings:
     if lora is not None and not Path(lora).is_file():
         raise SettingsError(f"--lora_path: there is no file {lora}")
     n_parallel, is_shared = _places(n_ctx)
+    template, stop = _format(values)
     return ModelSettings(
-        name, model=model, template=_template(values), projector=_projector(values), n_parallel=n_parallel,
+        name, model=model, template=template, stop=stop, projector=_projector(values), n_parallel=n_parallel,
         n_ctx=(n_ctx if is_shared else n_ctx * n_parallel) or None, n_threads=values.get("n_threads"),
         n_gpu_layers=None if n_layers == -1 else n_layers, loras={} if lora is None else {lora: 1.0},
         sampling=_sampling(values), engine={**_engine(values, n_parallel), "kv_unified": is_shared}, load=_load(values),
@@ -151,23 +151,25 @@ def _of_repository(repository: str, pattern: str) -> str:
     )
 
 
-def _template(values: Mapping[str, Any]) -> str | None:
-    """Return the chat template to use instead of the model's."""
+def _format(values: Mapping[str, Any]) -> tuple[str | None, tuple[str, ...]]:
+    """Return the chat template to use instead of the model's, and the texts that end an answer with it."""
     name = values.get("chat_format")
     if name is None or name == "chat_template.default":
-        return None
+        return None, ()
     if name in BUILT_IN:
-        return BUILT_IN[name]
+        return BUILT_IN[name], ()
+    if name in TEXT_FORMATS:
+        return jinja_format(name)
     if name in PICTURE_FORMATS:
         if values.get("clip_model_path") is None:
             raise SettingsError(f"--chat_format {name} needs --clip_model_path, the model's projector")
-        return picture_template(name)
+        return picture_template(name), ()
     if name == "hf-tokenizer-config":
-        return _template_of_tokenizer(values.get("hf_tokenizer_config_path"))
+        return _template_of_tokenizer(values.get("hf_tokenizer_config_path")), ()
     why = "is not here yet" if name in CHAT_FORMATS else "is none of llama-cpp-python's"
     raise SettingsError(
-        f"--chat_format {name} {why}: leave it out, and the model's own template is used; chatml and hf-tokenizer-config "
-        "are here"
+        f"--chat_format {name} {why}: leave it out, and the model's own template is used; "
+        f"{', '.join((*BUILT_IN, *TEXT_FORMATS, 'hf-tokenizer-config', *PICTURE_FORMATS))} are here"
     )
 
 
