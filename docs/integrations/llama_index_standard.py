@@ -18,7 +18,7 @@ import pytest
 from llama_index.core.base.embeddings.base import BaseEmbedding
 from llama_index.core.base.llms import types
 from llama_index.core.base.llms.base import BaseLLM
-from llama_index.core.base.llms.types import ChatMessage, ChatResponse, ImageBlock, TextBlock
+from llama_index.core.base.llms.types import ChatMessage, ChatResponse, DocumentBlock, ImageBlock, TextBlock
 from llama_index.core.callbacks import CallbackManager, TokenCountingHandler
 from llama_index.core.llms.function_calling import FunctionCallingLLM
 from llama_index.core.postprocessor.types import BaseNodePostprocessor
@@ -277,10 +277,11 @@ async def _read_all(stream: Any) -> None:
 # Messages ----------------------------------------------------------------------------------------------------------------
 
 
-def test_images_are_refused(llm: OffgridLlamaLLM) -> None:
-    """The error names the block."""
-    blocks = [TextBlock(text="What is this?"), ImageBlock(image=b"GIF89a")]
-    with pytest.raises(ValueError, match=r"messages\[1\]\.blocks\[1\].*image"):
+@pytest.mark.parametrize("block", [ImageBlock(url="http://localhost/a.png"), DocumentBlock(data=b"%PDF")])
+def test_files_are_refused(llm: OffgridLlamaLLM, block: Any) -> None:
+    """The error names the block: the model fetches nothing, and reads no documents."""
+    blocks = [TextBlock(text="What is this?"), block]
+    with pytest.raises(ValueError, match=r"messages\[1\]\.blocks\[1\].*(image|document)"):
         llm.chat([ChatMessage(role="system", content="See."), ChatMessage(role="user", blocks=blocks)])
     with pytest.raises(TypeError, match=r"messages\[0\] must be a ChatMessage, not dict"):
         llm.chat([{"role": "user", "content": "Hello"}])

@@ -107,14 +107,14 @@ class TestMessages:
         assert told[1]["content"].endswith("They met.")
 
     @pytest.mark.parametrize(
-        "image", [ImageUrl("https://example.com/a.png"), BinaryContent(b"\x89PNG", media_type="image/png")]
+        "file", [ImageUrl("https://example.com/a.png"), BinaryContent(b"%PDF", media_type="application/pdf")]
     )
-    def test_pictures_are_refused(self, image: Any) -> None:
-        """The error names the place, and the kind."""
+    def test_files_are_refused(self, file: Any) -> None:
+        """The error names the place, and the kind: the model fetches nothing, and reads no documents."""
         with pytest.raises(UserError, match=r"messages\[0\]\.parts\[0\]\.content\[1\]: .* no (ImageUrl|Binary)"):
-            messages_of([ModelRequest([UserPromptPart(["What is this?", image])])])
+            messages_of([ModelRequest([UserPromptPart(["What is this?", file])])])
         with pytest.raises(UserError, match=r"messages\[0\]\.parts\[0\]\.content: "):
-            messages_of([ModelRequest([ToolReturnPart("look", ["seen", image], "1")])])
+            messages_of([ModelRequest([ToolReturnPart("look", ["seen", file], "1")])])
 
     def test_parts_for_agents_are_refused(self) -> None:
         """A part that only ``prepare_messages`` can write names it."""

@@ -10,6 +10,8 @@ from haystack.dataclasses import ChatMessage, TextContent, ToolCall
 
 from offgrid_llama.chat.tools.tool import ToolCall as Call
 from offgrid_llama.engine.chat_completion import ChatCompletion
+from offgrid_llama.integrations.contents import content_of, media_part
+from offgrid_llama.media.data_url import from_base64
 
 __all__ = ["answer_of", "messages_of", "metadata"]
 
@@ -17,7 +19,7 @@ __all__ = ["answer_of", "messages_of", "metadata"]
 def messages_of(messages: Sequence[ChatMessage]) -> list[dict[str, Any]]:
     """Return messages as ``Engine.chat`` takes them: each result of a tool is one of its own.
 
-    Raises TypeError for what is no message, and ValueError for pictures and files; both name the place.
+    Raises TypeError for what is no message, and ValueError for files; both name the place.
     """
     return [found for at, message in enumerate(messages) for found in _of(message, f"messages[{at}]")]
 
@@ -25,9 +27,8 @@ def messages_of(messages: Sequence[ChatMessage]) -> list[dict[str, Any]]:
 def _of(message: ChatMessage, where: str) -> Iterator[dict[str, Any]]:
     if not isinstance(message, ChatMessage):
         raise TypeError(f"{where} must be a ChatMessage, not {type(message).__name__}")
-    for kind in ("images", "files"):
-        if getattr(message, kind, None):  # older versions have no files
-            raise ValueError(f"{where}: this model takes texts only, and no {kind}")
+    if getattr(message, "files", None):  # older versions have none
+        raise ValueError(f"{where}: a model takes texts and pictures, and no files")
     for result in message.tool_call_results:
         yield {
             "role": "tool", "tool_call_id": result.origin.id, "name": result.origin.tool_name,
@@ -35,7 +36,8 @@ def _of(message: ChatMessage, where: str) -> Iterator[dict[str, Any]]:
         }  # fmt: skip
     if message.tool_call_results and not message.texts:
         return
-    found: dict[str, Any] = {"role": message.role.value, "content": "".join(message.texts)}
+    said = [part for part in map(_said, message._content) if part is not None]
+    found: dict[str, Any] = {"role": message.role.value, "content": content_of(said, "")}
     if message.name:
         found["name"] = message.name
     if thoughts := "".join(each.reasoning_text for each in message.reasonings):
@@ -43,6 +45,14 @@ def _of(message: ChatMessage, where: str) -> Iterator[dict[str, Any]]:
     if message.tool_calls:
         found["tool_calls"] = [_call(call) for call in message.tool_calls]
     yield found
+
+
+def _said(part: Any) -> str | dict[str, Any] | None:
+    """Return a text, or the part of a message that a picture is; None for what is no content."""
+    if isinstance(part, TextContent):
+        return str(part.text)
+    file = getattr(part, "base64_image", None)
+    return None if file is None else media_part("image", from_base64(file))
 
 
 def _result(result: Any, where: str) -> str:

@@ -6,15 +6,16 @@ from collections.abc import Mapping
 from typing import Any
 
 from offgrid_llama.errors import MediaError
+from offgrid_llama.integrations.contents import media_part
 from offgrid_llama.media.data_url import from_base64
 
-__all__ = ["MEDIA", "media_part"]
+__all__ = ["MEDIA", "media_of"]
 
 MEDIA = ("image", "image_url", "audio", "input_audio")
 """The kinds of blocks with a picture or a sound."""
 
 
-def media_part(block: Mapping[str, Any], where: str) -> dict[str, Any]:
+def media_of(block: Mapping[str, Any], where: str) -> dict[str, Any]:
     """Return a block as a part of a message.
 
     OpenAI's blocks are taken as they are. LangChain's own have the file in base64 as "base64", or before version 1 as "data"
@@ -33,6 +34,6 @@ def media_part(block: Mapping[str, Any], where: str) -> dict[str, Any]:
     if not isinstance(data, str):
         raise ValueError(f"{where} must have its file in base64: a model of this process fetches none")
     try:
-        return {"type": kind, kind: from_base64(data)}
+        return media_part(kind, from_base64(data))
     except MediaError as error:
         raise ValueError(f"{where}: {error}") from error

@@ -19,9 +19,10 @@ from langchain_core.messages import (
 from langchain_core.messages.tool import invalid_tool_call, tool_call, tool_call_chunk
 
 from offgrid_llama.chat.tools.tool import ToolCall
+from offgrid_llama.integrations.contents import content_of
 from offgrid_llama.integrations.logprobs import told_logprobs
 
-from .media import MEDIA, media_part
+from .media import MEDIA, media_of
 
 if TYPE_CHECKING:
     from offgrid_llama.engine.chat_completion import ChatCompletion, Delta
@@ -84,23 +85,21 @@ def _content(message: BaseMessage, where: str) -> tuple[str | list[dict[str, Any
     """Return a message's text, or its parts where it has pictures or sound, and its reasoning."""
     if isinstance(message.content, str):
         return message.content, ""
-    parts: list[dict[str, Any]] = []
+    said: list[str | dict[str, Any]] = []
     thoughts: list[str] = []
     for at, block in enumerate(message.content):
         kind = "text" if isinstance(block, str) else block.get("type", "text")
         if isinstance(block, str):
-            parts.append({"type": "text", "text": block})
+            said.append(block)
         elif kind in _TEXTS:
-            parts.append({"type": "text", "text": _text(block, _TEXTS[kind], f"{where}.content[{at}]")})
+            said.append(_text(block, _TEXTS[kind], f"{where}.content[{at}]"))
         elif kind in _THOUGHTS:
             thoughts.append(str(block.get(_THOUGHTS[kind]) or ""))
         elif kind in MEDIA:
-            parts.append(media_part(block, f"{where}.content[{at}]"))
+            said.append(media_of(block, f"{where}.content[{at}]"))
         elif not (kind in _ELSEWHERE and isinstance(message, AIMessage)):
             raise ValueError(f"{where}.content[{at}]: a model takes texts, pictures and sound, and no {kind!r}")
-    if all(part["type"] == "text" for part in parts):
-        return "".join(part["text"] for part in parts), "".join(thoughts)
-    return parts, "".join(thoughts)
+    return content_of(said, ""), "".join(thoughts)
 
 
 def _text(block: Mapping[str, Any], key: str, where: str) -> str:

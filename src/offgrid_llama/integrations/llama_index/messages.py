@@ -9,6 +9,7 @@ from typing import Any
 from llama_index.core.base.llms.types import ChatMessage
 
 from offgrid_llama.chat.tools.tool import ToolCall
+from offgrid_llama.integrations.contents import content_of, media_part
 
 __all__ = ["calls_of", "messages_of"]
 
@@ -18,6 +19,8 @@ _RESULTS = ("function", "tool")
 """The roles of the results of calls."""
 _NESTED = {"citable": "content", "citation": "cited_content"}
 """The kinds of blocks with blocks in them, and the names under which they have them."""
+_MEDIA = ("image", "audio")
+"""The kinds of blocks that are pictures and sounds."""
 _SILENT = {"cache", "tool_call"}
 """The kinds of blocks that are no content: marks for a service's cache, and calls, which ``calls_of`` reads."""
 
@@ -25,8 +28,8 @@ _SILENT = {"cache", "tool_call"}
 def messages_of(messages: Sequence[ChatMessage]) -> list[dict[str, Any]]:
     """Return messages as ``Engine.chat`` takes them.
 
-    Raises TypeError and ValueError that name the place of a message or a block, such as an image, that a model of texts
-    cannot take.
+    Raises TypeError and ValueError that name the place of a message or a block, such as a video, that a model cannot
+    take.
     """
     return [_message(message, f"messages[{at}]") for at, message in enumerate(messages)]
 
@@ -34,12 +37,12 @@ def messages_of(messages: Sequence[ChatMessage]) -> list[dict[str, Any]]:
 def _message(message: Any, where: str) -> dict[str, Any]:
     if not isinstance(message, ChatMessage):
         raise TypeError(f"{where} must be a ChatMessage, not {type(message).__name__}")
-    texts: list[str] = []
+    said: list[str | dict[str, Any]] = []
     thoughts: list[str] = []
     for at, block in enumerate(message.blocks):
-        _read(block, f"{where}.blocks[{at}]", texts, thoughts)
+        _read(block, f"{where}.blocks[{at}]", said, thoughts)
     others, role = message.additional_kwargs, str(getattr(message.role, "value", message.role))
-    found: dict[str, Any] = {"role": _ROLES.get(role, role), "content": "\n".join(texts)}
+    found: dict[str, Any] = {"role": _ROLES.get(role, role), "content": content_of(said, "\n")}
     if others.get("name"):
         found["name"] = others["name"]
     if role in _RESULTS and others.get("tool_call_id"):  # LlamaIndex has it in some messages of the assistant, too
@@ -57,19 +60,23 @@ def _of_assistant(message: ChatMessage, thought: str) -> dict[str, Any]:
     return found
 
 
-def _read(block: Any, where: str, texts: list[str], thoughts: list[str]) -> None:
-    """Add a block's text to those of its message, or its reasoning to that."""
+def _read(block: Any, where: str, said: list[str | dict[str, Any]], thoughts: list[str]) -> None:
+    """Add what a block says to what its message says, or its reasoning to that."""
     kind = block.block_type
     if kind == "text":
-        texts.append(block.text)
+        said.append(block.text)
+    elif kind in _MEDIA:
+        if str(getattr(block, "url", None) or "").startswith(("http:", "https:")):
+            raise ValueError(f"{where}: a model of this process fetches no {kind}; give the file, or its path")
+        said.append(media_part(kind, getattr(block, f"resolve_{kind}")().read()))
     elif kind == "thinking":
         thoughts.append(block.content or "")
     elif kind in _NESTED:
         inner = getattr(block, _NESTED[kind])
         for at, each in enumerate(inner if isinstance(inner, list) else [inner]):
-            _read(each, f"{where}.{_NESTED[kind]}[{at}]", texts, thoughts)
+            _read(each, f"{where}.{_NESTED[kind]}[{at}]", said, thoughts)
     elif kind not in _SILENT:
-        raise ValueError(f"{where}: this model takes texts only, and no {kind!r}")
+        raise ValueError(f"{where}: a model takes texts, pictures and sounds, and no {kind!r}")
 
 
 def calls_of(message: ChatMessage) -> list[ToolCall]:

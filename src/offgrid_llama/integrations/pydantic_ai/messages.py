@@ -11,6 +11,7 @@ from pydantic_ai.usage import RequestUsage
 
 from offgrid_llama.chat.tools.tool import ToolCall
 from offgrid_llama.finish_reason import FinishReason
+from offgrid_llama.integrations.contents import content_of, media_part
 
 if TYPE_CHECKING:
     from offgrid_llama.engine.chat_completion import ChatCompletion
@@ -101,21 +102,28 @@ def _system(part: Any, where: str) -> dict[str, Any]:
 
 
 def _user(part: Any, where: str) -> dict[str, Any]:
-    return {"role": "user", "content": _text(part.content, f"{where}.content")}
+    content = [part.content] if isinstance(part.content, str) else part.content
+    found = [
+        _item(item, f"{where}.content[{at}]")
+        for at, item in enumerate(content)
+        if isinstance(item, str) or getattr(item, "kind", "") not in _MARKS
+    ]
+    return {"role": "user", "content": content_of(found, "\n\n")}
 
 
-def _text(content: str | Sequence[Any], where: str) -> str:
-    """Return the text of a prompt, of which there may be several pieces."""
-    if isinstance(content, str):
-        return content
-    texts = []
-    for at, item in enumerate(content):
-        kind = "text" if isinstance(item, str) else getattr(item, "kind", "")
-        if kind not in _MARKS:
-            if kind != "text" and kind not in _TEXTS:
-                raise UserError(f"{where}[{at}]: this model takes texts only, and no {type(item).__name__}")
-            texts.append(item if isinstance(item, str) else item.content)
-    return "\n\n".join(texts)
+def _item(item: Any, where: str) -> str | dict[str, Any]:
+    """Return a text, or the part of a message that a picture or a sound is."""
+    if isinstance(item, str):
+        return item
+    kind = getattr(item, "kind", "")
+    if kind in _TEXTS:
+        return str(item.content)
+    for media in ("image", "audio"):
+        if kind == "binary" and getattr(item, f"is_{media}"):
+            return media_part(media, item.data)
+    raise UserError(
+        f"{where}: a model takes texts, and pictures and sounds as BinaryContent, and no {type(item).__name__}"
+    )
 
 
 def _result(part: Any, where: str) -> dict[str, Any]:
