@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import threading
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import soundfile
 
 import offgrid_llama as og
 from helpers.projectors import COLOURS, PATCH, TONES, encoder_keys, picture, token_embedding, tone, write_meaning
@@ -229,3 +231,17 @@ def test_a_name_of_the_store(smollm2: og.Model, meaning_path: Path, monkeypatch:
     monkeypatch.undo()
     with pytest.raises(FileNotFoundError, match=r"missing\.gguf"):
         og.Projector(smollm2, "missing.gguf")
+
+
+@pytest.mark.parametrize("sample", [float("nan"), float("inf"), -1e5, 1e38])
+def test_samples_that_are_none(meaning: og.Projector, sample: float) -> None:
+    """A file of floats may have any, of which an encoder makes no numbers; those of the scale of integers are taken."""
+    samples = np.zeros(1000, np.float32)
+    samples[500] = sample
+    file = io.BytesIO()
+    soundfile.write(file, samples, 16000, format="WAV", subtype="FLOAT")
+    for use in (meaning.embed, meaning.n_tokens, meaning.samples):
+        with pytest.raises(og.MediaError, match="samples that are no numbers, or beyond"):
+            use(og.Audio(file.getvalue()))
+    samples[500] = 32767
+    assert np.isfinite(meaning.embed(og.Audio(samples, sample_rate=16000))).all()

@@ -24,6 +24,7 @@ MEDIA = r"""
 import json, os, random, resource, sys
 from contextlib import ExitStack
 from pathlib import Path
+import numpy as np
 import offgrid_llama as og
 
 sys.path.append(sys.argv[1])
@@ -45,7 +46,7 @@ for case in range(begin, end):
             rows = hears.embed(og.Audio(data, max_seconds=40))
         else:
             rows = sees.embed(og.Image(data, max_pixels=2**20))
-        ended = "taken"
+        ended = "taken" if np.isfinite(rows).all() else "not finite"
     except og.OffgridLlamaError as error:
         ended = type(error).__name__
     print(json.dumps([case, ended, file.name]), flush=True)
@@ -126,5 +127,6 @@ def test_mutations(source: str, usual: int, folder: Path, run_child: RunChild, r
     request.node.add_report_section("call", "mutations", f"{dict(ended)}, {len(deaths)} deaths")
     assert deaths == []
     assert sum(ended.values()) == count
+    assert ended["not finite"] == 0
     assert ended["taken"] > count // 100
     assert ended["MediaError"] + ended["GGUFError"] + ended["ModelLoadError"] > count // 10

@@ -38,6 +38,9 @@ __all__ = ["Media", "Projector", "PromptPart"]
 MAX_IMAGE_TOKENS = 2**16
 """Tokens of a picture that ``image_max_tokens`` can allow."""
 
+MAX_SAMPLE = 2.0**16
+"""Of a sound, where 1 is the loudest: some files of floats have the scale of integers. Larger ones overflow in encoders."""
+
 Media: TypeAlias = Image | Audio
 PromptPart: TypeAlias = int | str | Image | Audio
 
@@ -204,9 +207,15 @@ class Projector(Owner):
             bitmap = lib.mtmd_helper_bitmap_init_from_buf(ptr, source, len(audio.data), False, options).bitmap
         if not bitmap:
             self._raise(f"{audio.name} is damaged: it cannot be decoded")
-        if lib.mtmd_bitmap_get_nx(bitmap) < projector_preflight.MIN_SAMPLES:
+        samples = _samples_of(bitmap)
+        fault = ""
+        if len(samples) < projector_preflight.MIN_SAMPLES:
+            fault = f"is too short: it has fewer than {projector_preflight.MIN_SAMPLES} samples"
+        elif not (samples.min() >= -MAX_SAMPLE and samples.max() <= MAX_SAMPLE):  # NaN is neither
+            fault = f"is damaged: it has samples that are no numbers, or beyond {MAX_SAMPLE}, where 1 is the loudest"
+        if fault:
             lib.mtmd_bitmap_free(bitmap)
-            raise MediaError(f"{audio.name} is too short: it has fewer than {projector_preflight.MIN_SAMPLES} samples")
+            raise MediaError(f"{audio.name} {fault}")
         return bitmap
 
     def _raise(self, message: str) -> None:
@@ -240,13 +249,9 @@ class Projector(Owner):
 
         Raises MediaError for a damaged sound, and where the projector does not hear (``mtmd_helper_bitmap_init_from_buf``).
         """
-        import numpy as np
-
         bitmap = self._sound(audio)
         try:
-            found = ffi.buffer(lib.mtmd_bitmap_get_data(bitmap), lib.mtmd_bitmap_get_n_bytes(bitmap))
-            copied: npt.NDArray[np.float32] = np.frombuffer(found, np.float32).copy()
-            return copied
+            return _samples_of(bitmap).copy()
         finally:
             lib.mtmd_bitmap_free(bitmap)
 
@@ -305,6 +310,15 @@ class Projector(Owner):
         finally:
             context.set_causal_attn(causal_before)
         return first + chunk.n_positions
+
+
+def _samples_of(bitmap: Any) -> npt.NDArray[np.float32]:
+    """Return the samples of an ``mtmd_bitmap`` that is a sound, as long as it lives."""
+    import numpy as np
+
+    found = ffi.buffer(lib.mtmd_bitmap_get_data(bitmap), lib.mtmd_bitmap_get_n_bytes(bitmap))
+    samples: npt.NDArray[np.float32] = np.frombuffer(found, np.float32)
+    return samples
 
 
 def _file_of(path: str | os.PathLike[str]) -> Path:

@@ -19,6 +19,7 @@ from offgrid_llama.errors import (
     ContextLengthError,
     DecodeError,
     GrammarError,
+    MediaError,
     NativeError,
     OffgridLlamaError,
     QueueFullError,
@@ -72,8 +73,9 @@ class RequestError(Exception):
         self.details = dict(details or {})
 
 
-_BAD_REQUESTS = (ChatTemplateError, GrammarError, TokenizeError, ToolError)
-"""Exceptions that are about a request wherever they are raised: a grammar can get over its limits while it is used."""
+_BAD_REQUESTS = (ChatTemplateError, GrammarError, MediaError, TokenizeError, ToolError)
+"""Exceptions that are about a request wherever they are raised: a grammar can get over its limits while it is used, and a
+picture shows that it is damaged when it is decoded."""
 
 
 @contextmanager
