@@ -14,7 +14,8 @@ from offgrid_llama.worker.failures import RequestError, client_data, failure
     [
         (ContextLengthError("too long", n_tokens=2, n_ctx=1), 400, "context_length_exceeded"),
         (QueueFullError("full", n_waiting=1), 503, "queue_full"),
-        (GrammarError("bad"), 400, "invalid_value"), (MediaError("bad"), 400, "invalid_value"), (RequestError("bad"), 400, "invalid_value"),
+        (GrammarError("bad"), 400, "invalid_value"), (MediaError("bad"), 400, "invalid_value"),
+        (RequestError("bad"), 400, "invalid_value"),
         (ValueError("bug"), 500, "internal_error"), (ClosedError("closed"), 503, "model_closed"),
         (DecodeError("no numbers", code=-3, memory_restored=True), 500, "internal_error"),
         (RuntimeError("bug"), 500, "internal_error"),
