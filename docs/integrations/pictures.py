@@ -2,16 +2,18 @@
 
 PYTHONPATH=tests python -m pytest -c /dev/null --rootdir . docs/integrations/pictures.py
 
-It needs llama-index-core, haystack-ai, pydantic-ai-slim and litellm; LangChain's are in langchain_standard.py.
+It needs llama-index-core, haystack-ai, pydantic-ai-slim, litellm and llm; LangChain's are in langchain_standard.py.
 """
 
 from __future__ import annotations
 
 import base64
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import litellm
+import llm
 import pytest
 from haystack import dataclasses as haystack
 from llama_index.core.base.llms.types import AudioBlock, ChatMessage, ImageBlock, TextBlock
@@ -24,6 +26,7 @@ from helpers.projectors import write_meaning
 from offgrid_llama.integrations.haystack import OffgridLlamaChatGenerator
 from offgrid_llama.integrations.litellm import register
 from offgrid_llama.integrations.llama_index import OffgridLlamaLLM
+from offgrid_llama.integrations.llm import OffgridLlama
 from offgrid_llama.integrations.pydantic_ai import OffgridLlamaModel
 
 ASK = "Repeat this word once:"
@@ -82,3 +85,16 @@ def test_litellm(engine: og.Engine, word: str) -> None:
     messages = [{"role": "user", "content": [{"type": "text", "text": ASK}, url]}]
     said = litellm.completion("offgrid/seeing", messages=messages, temperature=0, max_tokens=12)
     assert word in said.choices[0].message.content
+
+
+@pytest.mark.parametrize("word", WORDS)
+def test_llm(tmp_path: Path, word: str) -> None:
+    """Attachments of a model with a projector; another model refuses them."""
+    with og.Model("smollm2-135m-instruct") as model:
+        write_meaning(tmp_path / "mmproj.gguf", model)
+    seeing = OffgridLlama("seeing", "smollm2-135m-instruct", str(tmp_path / "mmproj.gguf"))
+    options = {"temperature": 0, "max_tokens": 12}
+    sound = llm.Attachment(content=base64.b64decode(wav(f" {word}")), type="audio/wav")
+    assert word in seeing.prompt(ASK, attachments=[sound], **options).text()
+    with pytest.raises(ValueError, match="attachment"):
+        OffgridLlama("blind", "smollm2-135m-instruct").prompt(ASK, attachments=[sound], **options).text()

@@ -1,7 +1,8 @@
 """A plugin of the command line tool and library ``llm``: its models run on an Engine of this process.
 
 The package's entry point registers it. Models are those of ``offgrid-llama models``, with ``offgrid/`` before their names;
-``OFFGRID_LLAMA_LLM_MODELS`` adds files, as ``NAME=PATH`` separated by commas. All requests of a model share one engine.
+``OFFGRID_LLAMA_LLM_MODELS`` adds files, as ``NAME=PATH`` separated by commas; ``NAME=PATH;PROJECTOR`` is a model that sees
+or hears. All requests of a model share one engine.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import llm
 from pydantic import Field
+
+from .contents import content_of, media_part
 
 if TYPE_CHECKING:
     from offgrid_llama.engine.chat_completion import ChatCompletion, Delta
@@ -27,6 +30,8 @@ __all__ = [
 
 VARIABLE = "OFFGRID_LLAMA_LLM_MODELS"
 PREFIX = "offgrid/"
+_PICTURES = {"image/bmp", "image/gif", "image/jpeg", "image/png"}
+_SOUNDS = {"audio/flac", "audio/mp3", "audio/mpeg", "audio/wav", "audio/x-wav"}
 
 
 class Options(llm.Options):  # type: ignore[misc]  # the package's options have no types here
@@ -53,6 +58,7 @@ class _Shared:
     Args:
         name: the name under which llm knows the model.
         file: the name or path of the model.
+        projector: the same of what sees or hears for it; "" for none.
     """
 
     can_stream = True
@@ -60,9 +66,11 @@ class _Shared:
     supports_tools = True
     Options = Options
 
-    def __init__(self, name: str, file: str) -> None:
+    def __init__(self, name: str, file: str, projector: str = "") -> None:
         self.model_id = name
+        self.attachment_types = _PICTURES | _SOUNDS if projector else set()
         self._file = file
+        self._engine_options = {"projector": projector} if projector else {}
 
     def _started(self, prompt: Any, conversation: Any) -> ChatCompletion[Any]:
         """Submit a prompt with what was said before it."""
@@ -75,7 +83,7 @@ class _Shared:
             options["response_format"] = {
                 "type": "json_schema", "json_schema": {"name": "answer", "schema": prompt.schema},
             }  # fmt: skip
-        return submitted(self._file, {}, messages_of(prompt, conversation), options)
+        return submitted(self._file, self._engine_options, messages_of(prompt, conversation), options)
 
     def _finish(self, completion: ChatCompletion[Any], response: Any) -> None:
         """Tell llm the calls and the numbers of tokens."""
@@ -179,27 +187,36 @@ def _asked(prompt: Any) -> Iterator[dict[str, Any]]:
         yield {"role": "system", "content": prompt.system}
     for result in prompt.tool_results:
         yield {"role": "tool", "tool_call_id": result.tool_call_id, "name": result.name, "content": result.output}
-    if prompt.prompt:
-        yield {"role": "user", "content": prompt.prompt}
+    said = [*([prompt.prompt] if prompt.prompt else []), *map(_attached, prompt.attachments)]
+    if said:
+        yield {"role": "user", "content": content_of(said, "\n")}
+
+
+def _attached(attachment: Any) -> dict[str, Any]:
+    """Return the part of a message that a picture or a sound is."""
+    kind = attachment.resolve_type() or ""
+    if kind not in _PICTURES | _SOUNDS:
+        raise ValueError(f"a model takes no attachment of the type {kind or 'unknown'!r}")
+    return media_part("image" if kind in _PICTURES else "audio", attachment.content_bytes())
 
 
 def _of_message(message: Any) -> Iterator[dict[str, Any]]:
     """Yield a message of llm as OpenAI has it: each result of a tool is one of its own."""
-    texts: list[str] = []
+    said: list[str | dict[str, Any]] = []
     calls: list[dict[str, Any]] = []
     for part in message.parts:
         kind = type(part).__name__
         if kind == "TextPart":
-            texts.append(part.text)
+            said.append(part.text)
         elif kind == "ToolCallPart":
             calls.append(_call(part.name, part.arguments, part.tool_call_id))
         elif kind == "ToolResultPart":
             content = part.output or part.exception or ""
             yield {"role": "tool", "tool_call_id": part.tool_call_id, "name": part.name, "content": content}
         elif kind == "AttachmentPart":
-            raise ValueError("this model takes no attachments")
-    if texts or calls:
-        yield {"role": message.role, "content": "\n".join(texts), **({"tool_calls": calls} if calls else {})}
+            said.append(_attached(part.attachment))
+    if said or calls:
+        yield {"role": message.role, "content": content_of(said, "\n"), **({"tool_calls": calls} if calls else {})}
 
 
 def _call(name: str, arguments: Any, call_id: str | None) -> dict[str, Any]:
@@ -209,29 +226,31 @@ def _call(name: str, arguments: Any, call_id: str | None) -> dict[str, Any]:
 # The plugin -------------------------------------------------------------------------------------------------------------
 
 
-def models() -> Sequence[tuple[str, str, bool]]:
-    """Return the models: name, what the store or the disk knows them by, and whether they hold conversations."""
+def models() -> Sequence[tuple[str, str, str, bool]]:
+    """Return the models: name, what the store or the disk knows them and their projectors by, and whether they chat."""
     from offgrid_llama import store
 
-    found = [(entry.name, entry.name, entry.chat) for entry in store.catalog()]
+    found = [(entry.name, entry.name, "", entry.chat) for entry in store.catalog()]
     for pair in filter(None, os.environ.get(VARIABLE, "").split(",")):
         name, _, path = pair.partition("=")
         if not path:
-            raise ValueError(f"{VARIABLE}: {pair!r} must be NAME=PATH")
-        found.append((name.strip(), path.strip(), True))
+            raise ValueError(f"{VARIABLE}: {pair!r} must be NAME=PATH, or NAME=PATH;PROJECTOR")
+        path, _, projector = path.partition(";")
+        found.append((name.strip(), path.strip(), projector.strip(), True))
     return found
 
 
 @llm.hookimpl  # type: ignore[untyped-decorator]
 def register_models(register: Callable[..., None]) -> None:
     """Register the models that hold conversations."""
-    for name, file, chats in models():
+    for name, file, projector, chats in models():
         if chats:
-            register(OffgridLlama(PREFIX + name, file), AsyncOffgridLlama(PREFIX + name, file), aliases=(name,))
+            own = (PREFIX + name, file, projector)
+            register(OffgridLlama(*own), AsyncOffgridLlama(*own), aliases=(name,))
 
 
 @llm.hookimpl  # type: ignore[untyped-decorator]
 def register_embedding_models(register: Callable[..., None]) -> None:
     """Register all models for vectors."""
-    for name, file, _ in models():
+    for name, file, *_ in models():
         register(OffgridLlamaEmbeddings(PREFIX + name, file), aliases=(name,))

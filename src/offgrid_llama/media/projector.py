@@ -251,7 +251,8 @@ class Projector(Owner):
         """
         bitmap = self._sound(audio)
         try:
-            return _samples_of(bitmap).copy()
+            copied: npt.NDArray[np.float32] = _samples_of(bitmap).copy()
+            return copied
         finally:
             lib.mtmd_bitmap_free(bitmap)
 
