@@ -89,6 +89,10 @@ def test_a_check_of_the_settings(coder: Path, tmp_path: Path) -> None:
     assert well.returncode == 0
     assert str(coder) in well.stdout
     assert "also mine" in well.stdout
+    seeing = check(f"coder={coder}", "--mmproj", str(coder), "--image-max-tokens", "64")
+    assert seeing.stdout.count(str(coder)) == 2
+    assert "--projector is for one model" in check(f"a={coder}", f"b={coder}", "--projector", str(coder)).stderr
+    assert "missing.gguf" in check(f"coder={coder}", "--projector", f"{tmp_path}/missing.gguf").stderr
     file = tmp_path / "settings.toml"
     for text, says in (
         ("prot = 1", "prot"), ("port = 'x'", "port"), ("host = '0.0.0.0'", "insecure"), ("a = [", "settings.toml"),

@@ -53,6 +53,14 @@ def serve(
     ] = None,
     n_threads: Annotated[int | None, typer.Option(min=1, help="CPU threads of a model.")] = None,
     n_gpu_layers: Annotated[int | None, typer.Option(help="Layers on the GPU.", show_default="as many as fit")] = None,
+    projector: Annotated[
+        str | None,
+        typer.Option(
+            "--projector", "--mmproj", metavar="FILE", help="What sees or hears for the model; a file or name."
+        ),
+    ] = None,
+    image_min_tokens: Annotated[int | None, typer.Option(min=1, help="Tokens of a picture, at least.")] = None,
+    image_max_tokens: Annotated[int | None, typer.Option(min=1, help="Tokens of a picture, at most.")] = None,
     log_format: Annotated[
         str | None, typer.Option(help="Format of the log: text or json.", show_default="text")
     ] = None,
@@ -66,7 +74,10 @@ def serve(
     from offgrid_llama.server import Settings, SettingsError
     from offgrid_llama.server.supervision.specs import launch_first
 
-    for_all_models = _ForAllModels(n_ctx=n_ctx, n_parallel=n_parallel, n_threads=n_threads, n_gpu_layers=n_gpu_layers)
+    for_all_models = _ForAllModels(
+        n_ctx=n_ctx, n_parallel=n_parallel, n_threads=n_threads, n_gpu_layers=n_gpu_layers, projector=projector,
+        image_min_tokens=image_min_tokens, image_max_tokens=image_max_tokens,
+    )  # fmt: skip
     try:
         settings = Settings.load(
             config, host=host, port=port, models=models or None, insecure=insecure or None, log_format=log_format,
@@ -93,6 +104,9 @@ class _ForAllModels:
     n_parallel: int | None
     n_threads: int | None
     n_gpu_layers: int | None
+    projector: str | None
+    image_min_tokens: int | None
+    image_max_tokens: int | None
 
     def applied(self, model: ModelSettings) -> ModelSettings:
         given: dict[str, Any] = {name: value for name, value in vars(self).items() if value is not None}
@@ -118,6 +132,8 @@ def _completed(settings: Settings, aliases: Iterable[str], for_all_models: _ForA
     from offgrid_llama.server import ModelSettings
 
     models = [for_all_models.applied(model) for model in settings.models or [ModelSettings(store.DEFAULT_MODEL)]]
+    if for_all_models.projector is not None and len(models) > 1:
+        raise UsageError("--projector is for one model; with several, a file of settings gives each its own")
     for alias in aliases:
         name, _, target = alias.partition("=")
         at = next((i for i, model in enumerate(models) if target in (model.name, *model.aliases)), None)
@@ -148,8 +164,9 @@ def _preset_line(preset: PresetSettings) -> str:
 def _line(model: ModelSettings) -> str:
     from offgrid_llama.server.supervision.specs import worker_spec
 
-    file = Path(worker_spec(model, 0)["file"])
+    spec = worker_spec(model, 0)
+    file, projector = Path(spec["file"]), spec["projector"]
     names = f" (also {', '.join(model.aliases)})" if model.aliases else ""
-    return (
-        f"{model.name}{names}: {file}, {file.stat().st_size:,} bytes{', loaded at the start' if model.preload else ''}"
-    )
+    seeing = "" if projector is None else f", with {projector['path']}"
+    start = ", loaded at the start" if model.preload else ""
+    return f"{model.name}{names}: {file}, {file.stat().st_size:,} bytes{seeing}{start}"
