@@ -136,3 +136,19 @@ def test_headers_of_mutated_files(kind: str, changes: list[tuple[int, int]]) -> 
         data[at % min(len(data), 80)] = value
     with suppress(og.MediaError):
         assert 0 < og.Audio(bytes(data), max_seconds=60).seconds <= 60
+
+
+@pytest.mark.parametrize("kind", [b"Xing", b"Info"])
+@pytest.mark.parametrize("n_frames", [2**32 - 1, 1000])
+def test_frames_that_an_mp3_claims(kind: bytes, n_frames: int) -> None:
+    """Miniaudio makes room for the frames that the first one claims: a file of 2 kB may be one of ten hours then."""
+    samples = (0.3 * np.sin(np.arange(16000) / 9)).astype(np.float32)
+    file = io.BytesIO()
+    soundfile.write(file, samples, 16000, format="MP3")
+    data = file.getvalue()
+    at = max(data.find(b"Xing"), data.find(b"Info"))
+    assert at > 0
+    assert og.Audio(data).seconds == pytest.approx(1, abs=0.2)
+    claimed = data[:at] + kind + b"\0\0\0\x01" + n_frames.to_bytes(4, "big") + data[at + 12 :]
+    with pytest.raises(og.MediaError, match="cut off"):
+        og.Audio(claimed)

@@ -406,3 +406,17 @@ def test_any_schedule(
     """Whatever comes and goes, each request gives what it gives alone, and nothing is left."""
     for seed in range((pytestconfig.getoption("--hazard-cases") or 80) // 4):
         Schedule(kind, projectors[kind], seed, tmp_path).run()
+
+
+def test_a_sound_that_cannot_fit(projectors: dict[str, og.Projector], monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is refused by its length, before it is decoded: a file of some kB may be an hour of silence."""
+    projector = projectors["qwen2a"]
+    hour = og.Audio(np.zeros(3500 * 8000, np.int16), sample_rate=8000)
+    minute = og.Audio(np.zeros(61 * 8000, np.int16), sample_rate=8000)
+    least = projector.least_tokens([1, "a", minute])
+    assert 0.5 * projector.n_tokens(minute) < least < projector.n_tokens(minute)
+    assert projector.least_tokens([SOUNDS[0]]) == 0
+    with og.Engine(projector.model, projector=projector, n_ctx=1024, n_seq_max=1) as engine:
+        monkeypatch.setattr(projector, "_sound", lambda _: pytest.fail("decoded"))
+        with pytest.raises(og.ContextLengthError, match="no room to generate"):
+            engine.submit([1, hour])

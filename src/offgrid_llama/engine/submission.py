@@ -157,6 +157,7 @@ class Submitter:
         for name in ("n_keep", "prompt_logprobs"):
             if getattr(options, name) is not None:
                 raise ValueError(f"{name} does not go with pictures and sound; leave it out")
+        self._check_room(self._encoder.projector.least_tokens(prompt))
         media = read_media_prompt(
             self._encoder,
             prompt,
@@ -179,11 +180,16 @@ class Submitter:
             number("prompt_logprobs", options.prompt_logprobs, 0, self._model.vocab.n_tokens)
         if options.seq_id is not None and options.seq_id >= self._n_seq_max:
             raise ValueError(f"seq_id must be from 0 to {self._n_seq_max - 1}, not {options.seq_id}")
-        if len(tokens) >= limit:
+        self._check_room(len(tokens))
+
+    def _check_room(self, n_tokens: int) -> None:
+        """Raise ContextLengthError for a prompt of that length which leaves no room to generate."""
+        limit = self._n_ctx_seq
+        if n_tokens >= limit:
             raise ContextLengthError(
-                f"the prompt has {len(tokens)} tokens and a sequence has {limit}: there is no room to generate. "
+                f"the prompt has {n_tokens} tokens and a sequence has {limit}: there is no room to generate. "
                 "Make the engine with a larger n_ctx, a smaller n_seq_max, or kv_unified=True",
-                n_tokens=len(tokens), n_ctx=limit,
+                n_tokens=n_tokens, n_ctx=limit,
             )  # fmt: skip
 
     def _complete(

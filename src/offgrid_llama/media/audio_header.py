@@ -6,6 +6,7 @@ WAV file of a megabyte at one sample a second would be a gigabyte then. So the l
 
 from __future__ import annotations
 
+import re
 import struct
 from dataclasses import dataclass
 
@@ -22,6 +23,9 @@ _MPEG2_KBITS = {
     2: (8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160),
     1: (8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160),
 }
+_TAG = re.compile(rb"(?:Xing|Info).{8}", re.DOTALL)
+_TAG_OFFSETS = (13, 15, 21, 23, 36, 38)
+"""Bytes from the begin of a frame to its tag: the head, a checksum or none, and what one or two channels need."""
 _UNKNOWN_LENGTHS = (0, 0xFFFFFFFF)
 """What a WAV file claims whose writer could not go back to fill in the length."""
 
@@ -88,7 +92,7 @@ def _mp3(data: bytes) -> AudioHeader | None:
     at = 0
     if data[:3] == b"ID3":
         at = 10 + sum((byte & 0x7F) << shift for byte, shift in zip(data[6:10], (21, 14, 7, 0), strict=True))
-    first_rate, seconds = 0, 0.0
+    first_rate, seconds, n_frames = 0, 0.0, 0
     while (at := data.find(b"\xff", at)) >= 0 and at + 4 <= len(data):
         frame = _mpeg_frame(data[at : at + 4])
         if frame is None:
@@ -97,12 +101,35 @@ def _mp3(data: bytes) -> AudioHeader | None:
         rate, samples, length = frame
         first_rate = first_rate or rate
         seconds += samples / rate
+        n_frames += 1
         at += length
-    return AudioHeader("MP3", first_rate, seconds) if first_rate else None
+    if not first_rate:
+        return None
+    n_claimed, claimed_seconds = _claimed(data)
+    return AudioHeader("MP3", first_rate, max(seconds, claimed_seconds), n_claimed <= 1.05 * n_frames + 2)
+
+
+def _claimed(data: bytes) -> tuple[int, float]:
+    """Return how many frames of MPEG audio a file claims, and how long they are: miniaudio makes room for so many.
+
+    The claim is in the first frame that it finds, behind the bits that say how the frame is coded.
+    """
+    most = (0, 0.0)
+    for tag in _TAG.finditer(data):
+        for offset in _TAG_OFFSETS:
+            frame = (
+                _mpeg_frame(data[tag.start() - offset : tag.start() - offset + 4]) if tag.start() >= offset else None
+            )
+            if frame is not None and tag[0][7] & 1:
+                n = int.from_bytes(tag[0][8:12], "big")
+                most = max(most, (n, n * frame[1] / frame[0]))
+    return most
 
 
 def _mpeg_frame(head: bytes) -> tuple[int, int, int] | None:
     """Return the rate, the samples and the bytes of a frame of MPEG audio, by its first four bytes; None if it is none."""
+    if len(head) < 4 or head[0] != 0xFF:
+        return None
     version, layer = head[1] >> 3 & 3, head[1] >> 1 & 3
     bit_rate, rate_index, padding = head[2] >> 4, head[2] >> 2 & 3, head[2] >> 1 & 1
     if head[1] & 0xE0 != 0xE0 or version == 1 or not layer or bit_rate in (0, 15) or rate_index == 3:

@@ -38,6 +38,8 @@ __all__ = ["Media", "Projector", "PromptPart"]
 MAX_IMAGE_TOKENS = 2**16
 """Tokens of a picture that ``image_max_tokens`` can allow."""
 
+LONG_SECONDS, SAMPLE_SECONDS = 60.0, 29.9
+"""Of a sound whose tokens are estimated before they are counted, and of the silence whose tokens the estimate is made of."""
 MAX_SAMPLE = 2.0**16
 """Of a sound, where 1 is the loudest: some files of floats have the scale of integers. Larger ones overflow in encoders."""
 
@@ -108,6 +110,7 @@ class Projector(Owner):
         params.progress_callback = lib.og_on_progress
         params.progress_callback_user_data = load.user_data
         self._encoding = threading.Lock()
+        self._long_tokens: int | None = None  # of silence
         with model.handle as model_ptr:
             ptr = self._loaded(model_ptr, params, load)
             self._own(Handle(f"Projector {self.path.name}", ptr, lib.mtmd_free, model.handle))
@@ -260,6 +263,21 @@ class Projector(Owner):
         """Return how many tokens a picture or a sound takes in a prompt, with the marks around it. No pixel is decoded."""
         with self.tokenize([media], add_special=False, decode=False) as chunks:
             return chunks.n_tokens
+
+    def least_tokens(self, parts: Sequence[PromptPart]) -> int:
+        """Return how many tokens the long sounds of a prompt take, at least. They are not decoded.
+
+        An hour takes seconds to count, as it must be prepared for that; a file of some kB may be one.
+        """
+        import numpy as np
+
+        seconds = sum(part.seconds for part in parts if isinstance(part, Audio) and part.seconds >= LONG_SECONDS)
+        if not seconds or self.sample_rate is None:
+            return 0
+        if self._long_tokens is None:
+            silence = np.zeros(int(SAMPLE_SECONDS * self.sample_rate), np.float32)
+            self._long_tokens = self.n_tokens(Audio(silence, sample_rate=self.sample_rate))
+        return int(0.9 * self._long_tokens * seconds / SAMPLE_SECONDS)
 
     def encode(self, chunk: MediaChunk) -> npt.NDArray[np.float32]:
         """Return the embeddings of a chunk, float32[chunk.n_tokens, n_embd] (``mtmd_encode_chunk``).
