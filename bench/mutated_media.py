@@ -83,7 +83,10 @@ async def tried(served: Served, n: int, case: Callable[[httpx.AsyncClient, int],
     async def client() -> None:
         async with httpx.AsyncClient(base_url=served.url, timeout=120) as made:
             for number in todo:
-                found[await case(made, number)] += 1
+                try:
+                    found[await case(made, number)] += 1
+                except httpx.HTTPError as error:
+                    found[f"WRONG {type(error).__name__} in case {number}"] += 1
                 if found.total() % 500 == 0:
                     print(f"  {found.total()} {dict(found)}", file=sys.stderr, flush=True)
 
