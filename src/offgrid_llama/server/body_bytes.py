@@ -23,13 +23,13 @@ class BodyBytes:
     """Counts the bytes of bodies.
 
     Attributes:
-        n: bytes that are held.
+        n: bytes that are held. max_of_one_key: how many of them one key may have.
     """
 
     def __init__(self, settings: Settings) -> None:
-        share, largest = settings.share_of_one_key, max(settings.max_body_bytes, settings.max_audio_bytes)
-        self._max = max(settings.max_held_body_bytes, math.ceil(largest / share))
-        self._max_of_one_key = int(self._max * share)  # room for one body of the largest size, at least
+        share = settings.share_of_one_key
+        self._max = max(settings.max_held_body_bytes, math.ceil(settings.max_body_bytes / share))
+        self.max_of_one_key = int(self._max * share)  # room for one body of the largest size, at least
         self._by_key: Counter[str] = Counter()
         self.n = 0
 
@@ -45,7 +45,7 @@ class BodyBytes:
             nonlocal held
             if self.n + n > self._max:
                 raise busy(503, f"the server holds {self.n:,} bytes of other bodies", "server_full", RETRY_SECONDS)
-            if self._by_key[key] + n > self._max_of_one_key:
+            if self._by_key[key] + n > self.max_of_one_key:
                 message = f"the server holds {self._by_key[key]:,} bytes of other bodies of this key"
                 raise busy(429, message, "too_many_bytes", RETRY_SECONDS)
             held += n

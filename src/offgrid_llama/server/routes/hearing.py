@@ -32,7 +32,8 @@ async def translations(request: Request) -> Response:
 async def _heard(request: Request, *, translate: bool) -> Response:
     parts = parts_of(request)
     settings = parts.settings
-    form = await receive_form(request, settings.max_audio_bytes, settings.body_seconds)
+    most = min(settings.max_audio_bytes, parts.body_bytes.max_of_one_key)
+    form = await receive_form(request, most, settings.body_seconds)
     try:
         fields = read_form(form.multi_items(), settings.ignore_unknown)
         file = the_file(form)
