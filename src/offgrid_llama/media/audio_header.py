@@ -110,7 +110,7 @@ def _mp3(data: bytes) -> AudioHeader | None:
 
 
 def _claimed(data: bytes) -> tuple[int, float]:
-    """Return how many frames of MPEG audio a file claims, and how long they are: miniaudio makes room for so many.
+    """Return how many frames of MPEG audio a file claims, and how long these are: miniaudio makes room for all of them.
 
     The claim is in the first frame that it finds, behind the bits that say how the frame is coded.
     """

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -36,8 +36,8 @@ class Service:
         file: the model's GGUF file.
         engine: arguments of Engine; ``draft_model`` may be a file.
         model: arguments of Model.
-        sampling: SamplingParams for requests that do not set them.
-        template: a chat template to use instead of the model's. stop: texts that end an answer to a conversation.
+        sampling: SamplingParams for requests that do not set them; and "stop", texts that end each answer to a conversation.
+        template: a chat template to use instead of the model's.
         loras: files of LoRA adapters to use, with their scales.
         projector: arguments of Projector besides the model; None is a model that neither sees nor hears.
         progress: called with the share of the model that is loaded, from 0 to 1.
@@ -53,11 +53,12 @@ class Service:
         model: Mapping[str, Any],
         sampling: Mapping[str, Any],
         template: str | None = None,
-        stop: Sequence[str] = (),
         loras: Mapping[str, float] | None = None,
         projector: Mapping[str, Any] | None = None,
         progress: Callable[[float], object] | None = None,
     ) -> None:
+        sampling = dict(sampling)
+        stop: list[str] = sampling.pop("stop", [])
         self._threads = FairPool(N_REQUEST_THREADS, "offgrid_llama requests")
         self._pooled_thread = FairPool(1, "offgrid_llama embedding")
         self._model = Model(file, progress=progress, **model)
@@ -76,9 +77,7 @@ class Service:
             self._model, self._template, adapters, self._shares, projector=media, threads=self._threads,
             pooled=self._pooled_thread,
         )  # fmt: skip
-        self._engine_calls = EngineCalls(
-            self._model, self._engine, self._template, adapters, dict(sampling), self._threads
-        )
+        self._engine_calls = EngineCalls(self._model, self._engine, self._template, adapters, sampling, self._threads)
         if self._engine is not None:
             self._conversations = ChatRequests(
                 self._engine, self._template, sampling, self._threads, list(adapters), stop

@@ -48,9 +48,8 @@ def worker_spec(
         "file": str(file),
         "engine": {name: value for name, value in engine.items() if value is not None},
         "model": model,
-        "sampling": _sampling(settings),
+        "sampling": {**_sampling(settings), **({"stop": list(settings.stop)} if settings.stop else {})},
         "template": template,
-        "stop": list(settings.stop),
         "projector": projector,
         "loras": {path: float(scale) for path, scale in settings.loras.items()},
     }
