@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import AsyncIterator, Generator, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import chain
 from math import fsum
@@ -118,11 +119,11 @@ class Transcription(Bound):
 
     _instead = "keep its result()"
 
-    def __init__(self, engine: Engine, audio: Audio, longest: float, messages: Orders, options: ChatArguments) -> None:
+    def __init__(self, engine: Engine, audio: Audio, longest: float, orders: Orders, options: ChatArguments) -> None:
         projector = _hearing(engine)
         self.seconds = audio.seconds
         self._engine = engine
-        self._messages = messages
+        self._orders = orders
         self._options = options
         self._rate = projector.sample_rate or audio.sample_rate
         self._samples = projector.samples(audio)
@@ -150,13 +151,23 @@ class Transcription(Bound):
                 continue
             start, stop = begin / self._rate, end / self._rate
             options: Any = {"max_tokens": LEAST_TOKENS + int(TOKENS_PER_SECOND * (stop - start)), **self._options}
-            messages = self._messages.about(Audio(samples, sample_rate=self._rate))
+            messages = self._orders.about(Audio(samples, sample_rate=self._rate))
             try:
                 return Window(start, stop, self._engine.chat(messages, **options))
             except BaseException:
                 self._left = chain([(begin, end)], self._left)  # nothing is left out: the next try begins here
                 raise
         return None
+
+    @contextmanager
+    def _read(self, window: Window) -> Iterator[None]:
+        """Keep what was said in a window whose answer is complete when the block ends; else it is the next one again."""
+        try:
+            yield
+        except BaseException:
+            self._asked.appendleft(window)
+            raise
+        self._segments.append(window.segment())
 
     def __iter__(self) -> Iterator[Segment]:
         at = 0
@@ -165,12 +176,8 @@ class Transcription(Bound):
                 window = self.next_window()
                 if window is None:
                     return
-                try:
+                with self._read(window):
                     window.reply.result()
-                except BaseException:
-                    self._asked.appendleft(window)
-                    raise
-                self._segments.append(window.segment())
             at += 1
             yield self._segments[at - 1]
 
@@ -181,12 +188,8 @@ class Transcription(Bound):
                 window = await asyncio.to_thread(self.next_window)
                 if window is None:
                     return
-                try:
+                with self._read(window):
                     await window.reply
-                except BaseException:
-                    self._asked.appendleft(window)
-                    raise
-                self._segments.append(window.segment())
             at += 1
             yield self._segments[at - 1]
 

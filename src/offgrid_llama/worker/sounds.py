@@ -7,6 +7,7 @@ from collections import defaultdict
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
+from math import ceil
 from typing import Any
 
 import msgspec
@@ -58,14 +59,14 @@ class SoundRequests:
         self._sampling = sampling
         self._threads = threads
         self._loras = loras
-        self._seconds: dict[str, float] = defaultdict(float)  # of the sounds that are held, by partition
+        self._seconds: dict[str, int] = defaultdict(int)  # of the sounds that are held, by partition
         self._changed = asyncio.Condition()
 
     async def answer(self, asked: Generate, what: Sound, channel: Channel) -> None:
         """Send what is said. When this is cancelled, the request is cancelled."""
         in_thread = partial(self._threads.run, asked.partition)
         audio: Audio = await in_thread(self._audio, what)
-        async with self._held(asked.partition, audio.seconds):
+        async with self._held(asked.partition, ceil(audio.seconds)):
             await self._answer(asked, what, await in_thread(self._begin, what, audio, asked.partition), channel)
 
     async def _answer(self, asked: Generate, what: Sound, transcription: Transcription, channel: Channel) -> None:
@@ -100,7 +101,7 @@ class SoundRequests:
                     channel.send(chunk)
 
     @asynccontextmanager
-    async def _held(self, partition: str, seconds: float) -> AsyncIterator[None]:
+    async def _held(self, partition: str, seconds: int) -> AsyncIterator[None]:
         """Wait until there is room for the samples of a sound, and hold it until the block ends."""
         held = self._seconds
         async with self._changed:
@@ -112,7 +113,7 @@ class SoundRequests:
             yield
         finally:
             held[partition] -= seconds
-            if held[partition] <= 0:
+            if not held[partition]:
                 del held[partition]
             async with self._changed:
                 self._changed.notify_all()

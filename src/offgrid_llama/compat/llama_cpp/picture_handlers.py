@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import re
 import secrets
 import sys
@@ -11,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from offgrid_llama.media.data_url import from_data_url
 from offgrid_llama.media.image import Image
 
 from .chat_formatter import text_of
@@ -71,7 +71,7 @@ class MTMDChatHandler:
     @staticmethod
     def _load_image(image_url: str) -> bytes:
         if image_url.startswith("data:"):
-            return base64.b64decode(image_url.partition(",")[2])
+            return from_data_url(image_url)
         with urllib.request.urlopen(image_url, timeout=PICTURE_SECONDS) as answer:  # noqa: S310 - the program's own URLs
             data: bytes = answer.read(MAX_PICTURE_BYTES + 1)
         if len(data) > MAX_PICTURE_BYTES:

@@ -7,7 +7,7 @@ from typing import Any
 
 from offgrid_llama.errors import MediaError
 from offgrid_llama.integrations.contents import media_part
-from offgrid_llama.media.data_url import from_base64
+from offgrid_llama.media.data_url import from_base64, from_data_url
 
 __all__ = ["MEDIA", "media_of"]
 
@@ -30,10 +30,10 @@ def media_of(block: Mapping[str, Any], where: str) -> dict[str, Any]:
     data = block.get("base64") or block.get("data") or (source.get("data") if isinstance(source, Mapping) else None)
     url = block.get("url")
     if isinstance(url, str) and url[:5].lower() == "data:":
-        data = url.partition(",")[2]
+        data = url
     if not isinstance(data, str):
         raise ValueError(f"{where} must have its file in base64: a model of this process fetches none")
     try:
-        return media_part(kind, from_base64(data))
+        return media_part(kind, from_data_url(data) if data == url else from_base64(data))
     except MediaError as error:
         raise ValueError(f"{where}: {error}") from error

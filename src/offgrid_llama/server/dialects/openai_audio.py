@@ -92,13 +92,12 @@ class SoundWriter(Writer):
     """Writes what is said in a sound.
 
     Args:
-        model: the name that the client used for the model.
+        _model: the name that the client used for the model, which no answer tells.
         form: of the request.
         translates: whether it is written in English.
     """
 
-    def __init__(self, model: str, *, form: SoundForm, translates: bool) -> None:
-        self.model = model
+    def __init__(self, _model: str, *, form: SoundForm, translates: bool) -> None:
         self._form = form
         self._translates = translates
 
