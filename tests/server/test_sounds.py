@@ -33,7 +33,7 @@ def talk() -> bytes:
 
 
 TALK = talk()
-FIELDS = {"model": "seeing", "instruction": ORDER, "window_seconds": "1", "seed": "1"}
+FIELDS = {"model": "seeing", "instruction": ORDER, "window_seconds": "1", "seed": "-1"}
 
 
 def post(

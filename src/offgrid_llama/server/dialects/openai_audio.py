@@ -21,6 +21,7 @@ from offgrid_llama.worker.generation import Options, Sampling, Sound
 
 from .dialect import Asked, Writer
 from .openai_logprobs import chat_logprobs
+from .openai_options import N_SEEDS
 
 __all__ = ["SoundForm", "SoundWriter", "read_form", "read_sound"]
 
@@ -41,7 +42,7 @@ class SoundForm(Strict):
     timestamp_granularities: Sequence[Literal["segment", "word"]] = ()
     include: Sequence[Literal["logprobs"]] = ()
     chunking_strategy: Any = None
-    seed: Annotated[int, Field(ge=-(2**63), lt=2**64)] | None = None
+    seed: Annotated[int, Field(ge=-(2**63), le=2**63 - 1)] | None = None
     max_tokens: Annotated[int, Field(ge=1)] | None = None
     instruction: Annotated[str, Field(max_length=MAX_CONTEXT_CHARACTERS)] | None = None
     window_seconds: Annotated[float, Field(ge=1, le=3600)] | None = None
@@ -77,8 +78,9 @@ def read_form(fields: Iterable[tuple[str, Any]], ignore_unknown: bool) -> SoundF
 def read_sound(form: SoundForm, file: bytes, *, translate: bool) -> Asked:
     """Return what a form and its file ask for."""
     tells_logprobs = bool(form.include) or form.response_format == "verbose_json"
+    seed = None if form.seed is None else form.seed % N_SEEDS
     options = Options(
-        sampling=Sampling(temperature=form.temperature, seed=form.seed), max_tokens=form.max_tokens,
+        sampling=Sampling(temperature=form.temperature, seed=seed), max_tokens=form.max_tokens,
         logprobs=0 if tells_logprobs else None,
     )  # fmt: skip
     what = Sound(
