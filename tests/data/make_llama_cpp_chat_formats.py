@@ -1,7 +1,7 @@
 """Write llama_cpp_chat_formats.json: what llama-cpp-python's modules without an engine do, for its drop-in.
 
 ``python tests/data/make_llama_cpp_chat_formats.py FOLDER`` takes the unpacked sdist of llama-cpp-python 0.3.36. Its modules
-are imported on the libllama of this package. The package diskcache need not be installed.
+are imported on the libllama of this package. The packages diskcache and transformers need not be installed.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ sys.path.insert(0, str(ROOT / "tests"))
 
 import offgrid_llama as og  # noqa: E402
 from helpers import llama_cpp_facts as facts  # noqa: E402
+from helpers.functionary_facts import functionary_facts  # noqa: E402
 from helpers.gbnf_samples import gbnf_facts  # noqa: E402
 from offgrid_llama._capi import lib_dir  # noqa: E402
 
@@ -27,6 +28,9 @@ def main(folder: Path) -> None:
     os.environ["LLAMA_CPP_LIB_PATH"] = str(lib_dir())
     sys.path.insert(0, str(folder))
     sys.modules.setdefault("diskcache", types.ModuleType("diskcache"))
+    transformers: Any = types.ModuleType("transformers")
+    transformers.AutoTokenizer = None  # a handler imports it, and has no use for it
+    sys.modules.setdefault("transformers", transformers)
     names = [*facts.CALLABLES, "llama_types"]
     theirs = types.SimpleNamespace(**{name: importlib.import_module(f"llama_cpp.{name}") for name in names})
     chat = theirs.llama_chat_format
@@ -36,6 +40,7 @@ def main(folder: Path) -> None:
         "formats": facts.format_facts(chat),
         "templates": facts.template_facts(chat),
         "handlers": facts.handler_facts(chat),
+        "functionary": functionary_facts(chat),
         "types": facts.type_facts(theirs.llama_types),
         "signatures": facts.signature_facts(theirs),
         "lookup": facts.lookup_facts(theirs.llama_speculative),

@@ -140,9 +140,11 @@ class FakeLlama:
 
     Attributes:
         calls: the prompts and the keywords.
+        tokenizer_: the tokenizer, as a ``Llama`` has it.
     """
 
     verbose = False
+    tokenizer_: Any = None
 
     def __init__(self, *texts: str) -> None:
         self.texts = list(texts)
@@ -301,7 +303,8 @@ CALLABLES = {
         "ChatFormatterResponse", "Jinja2ChatFormatter", "Jinja2ChatFormatter.__call__", "Jinja2ChatFormatter.tojson",
         "Jinja2ChatFormatter.strftime_now", "Jinja2ChatFormatter.to_chat_handler",
         "chat_formatter_to_chat_completion_handler",
-        "chatml_function_calling", "get_chat_completion_handler", "guess_chat_format_from_gguf_metadata",
+        "chatml_function_calling", "functionary_chat_handler", "functionary_v1_v2_chat_handler",
+        "get_chat_completion_handler", "guess_chat_format_from_gguf_metadata",
         "hf_autotokenizer_to_chat_completion_handler", "hf_autotokenizer_to_chat_formatter",
         "hf_tokenizer_config_to_chat_completion_handler", "hf_tokenizer_config_to_chat_formatter",
         "register_chat_completion_handler", "register_chat_format",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-__all__ = ["chat_answer", "logprobs_of_chat", "tool_answer", "tool_call"]
+__all__ = ["chat_answer", "chat_chunk", "completion_with", "logprobs_of_chat", "tool_answer", "tool_call"]
 
 Completion = Mapping[str, Any]
 Answer = dict[str, Any]
@@ -73,7 +73,8 @@ def _head(completion: Completion, kind: str) -> Answer:
     }
 
 
-def _chunk(completion: Completion, delta: Answer, finish_reason: Any = None, logprobs: Any = None) -> Answer:
+def chat_chunk(completion: Completion, delta: Answer, finish_reason: Any = None, logprobs: Any = None) -> Answer:
+    """Return a chunk of a chat completion, which has the id of a text completion or of its chunks."""
     choice = {"index": 0, "delta": delta, "logprobs": logprobs, "finish_reason": finish_reason}
     return {**_head(completion, "chat.completion.chunk"), "choices": [choice]}
 
@@ -90,11 +91,11 @@ def _chat_completion(completion: Completion) -> Answer:
 def _chat_chunks(chunks: Iterator[Completion]) -> Iterator[Answer]:
     for at, chunk in enumerate(chunks):
         if at == 0:
-            yield _chunk(chunk, {"role": "assistant"})
+            yield chat_chunk(chunk, {"role": "assistant"})
         choice = chunk["choices"][0]
         reason = choice["finish_reason"]
         delta = {"content": choice["text"]} if reason is None else {}
-        yield _chunk(chunk, delta, reason, logprobs_of_chat(choice["logprobs"]))
+        yield chat_chunk(chunk, delta, reason, logprobs_of_chat(choice["logprobs"]))
 
 
 def _tool_completion(name: str, completion: Completion) -> Answer:
@@ -109,10 +110,10 @@ def _tool_chunks(name: str, chunks: Iterator[Completion]) -> Iterator[Answer]:
     for chunk in chunks:
         if first is None:
             first, id_ = chunk, tool_call(name, chunk)["id"]
-            yield _chunk(chunk, {"role": "assistant", **nothing})
+            yield chat_chunk(chunk, {"role": "assistant", **nothing})
         call = tool_call(name, chunk, id_=id_)
         delta = {"content": None, "function_call": {**call["function"]}, "tool_calls": [{"index": 0, **call}]}
         logprobs = logprobs_of_chat(chunk["choices"][0]["logprobs"])
-        yield _chunk(chunk, {"role": None, **delta}, logprobs=logprobs)
+        yield chat_chunk(chunk, {"role": None, **delta}, logprobs=logprobs)
     if first is not None:
-        yield _chunk(first, {"role": None, **nothing}, "tool_calls")
+        yield chat_chunk(first, {"role": None, **nothing}, "tool_calls")

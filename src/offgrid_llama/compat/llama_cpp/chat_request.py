@@ -13,7 +13,7 @@ from offgrid_llama.errors import GrammarError
 
 from .llama_grammar import JSON_GBNF, LlamaGrammar
 
-__all__ = ["ChatRequest", "SamplingOptions", "as_handler", "grammar_of_schema"]
+__all__ = ["ChatRequest", "SamplingOptions", "as_handler", "grammar_of_schema", "json_grammar"]
 
 _logger = logging.getLogger("offgrid_llama.compat")
 

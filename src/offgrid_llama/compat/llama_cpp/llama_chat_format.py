@@ -18,6 +18,8 @@ from .chat_registry import (
     register_chat_completion_handler,
 )
 from .chatml_function_calling import chatml_function_calling
+from .functionary import functionary_chat_handler
+from .functionary_v1_v2 import functionary_v1_v2_chat_handler
 from .picture_handlers import (
     Gemma4ChatHandler,
     Llama3VisionAlpha,
@@ -76,7 +78,8 @@ __all__ = [
     "format", "format_alpaca", "format_baichuan", "format_baichuan2", "format_chatglm3", "format_chatml", "format_gemma",
     "format_intel", "format_llama2", "format_llama3", "format_mistral_instruct", "format_mistrallite", "format_oasst_llama",
     "format_open_orca", "format_openbuddy", "format_openchat", "format_phind", "format_pygmalion", "format_qwen",
-    "format_redpajama_incite", "format_saiga", "format_snoozy", "format_zephyr", "get_chat_completion_handler",
+    "format_redpajama_incite", "format_saiga", "format_snoozy", "format_zephyr", "functionary_chat_handler",
+    "functionary_v1_v2_chat_handler", "get_chat_completion_handler",
     "guess_chat_format_from_gguf_metadata", "hf_autotokenizer_to_chat_completion_handler",
     "hf_autotokenizer_to_chat_formatter", "hf_tokenizer_config_to_chat_completion_handler",
     "hf_tokenizer_config_to_chat_formatter", "register_chat_completion_handler", "register_chat_format",
@@ -126,3 +129,6 @@ def guess_chat_format_from_gguf_metadata(metadata: Mapping[str, str]) -> str | N
 for _name, _formatter in TEXT_FORMATS.items():
     register_chat_format(_name)(_formatter)
 register_chat_completion_handler("chatml-function-calling")(chatml_function_calling)
+register_chat_completion_handler("functionary")(functionary_chat_handler)
+for _name in ("functionary-v1", "functionary-v2"):
+    register_chat_completion_handler(_name)(functionary_v1_v2_chat_handler)
