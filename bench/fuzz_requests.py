@@ -91,11 +91,11 @@ def _at_home(base: Asked, models: Sequence[str], chance: random.Random) -> Asked
         body["model"] = chance.choice(models)
     if "max_tokens" in body or chance.random() < 0.7:
         body["max_tokens"] = chance.choice((1, 8, 64))
-    if path.startswith(("/tokenize", "/detokenize", "/v1/embed", "/v1/rerank", "/apply", "/models")):
+    if path.startswith(("/tokenize", "/detokenize", "/extras", "/v1/embed", "/v1/rerank", "/apply", "/models")):
         body.pop("max_tokens", None)
     if path == "/v1/chat/completions" and chance.random() < 0.5:
         body["messages"] = _conversation(chance)
-    again = {"/v1/chat/completions": "message", "/detokenize": "tokens"}.get(path, "")
+    again = {"/v1/chat/completions": "message", "/detokenize": "tokens", "/extras/detokenize": "tokens"}.get(path, "")
     return replace(base, path=path, body=body, patience=patience, again=again if chance.random() < 0.3 else "")
 
 

@@ -492,3 +492,15 @@ def test_a_server_takes_its_settings(server: Served) -> None:
     with server.client() as client:
         assert client.post("/v1/completions", json=asked).status_code == 401
     assert any("root_path has no effect" in line for line in server.log)
+
+
+def test_a_server_counts_tokens(server: Served) -> None:
+    """Under llama-cpp-python's own paths, for any name of a model; the key is asked for."""
+    asked = {"model": "any", "input": "<|im_start|>Hello, wörld"}
+    paths = {"/extras/tokenize": asked, "/extras/tokenize/count": asked, "/extras/detokenize": {"tokens": [1]}}
+    with server.client(headers={"Authorization": "Bearer secret-key"}) as client:
+        tokens = client.post("/extras/tokenize", json=asked).json()["tokens"]
+        assert client.post("/extras/tokenize/count", json=asked).json() == {"count": len(tokens)}
+        assert client.post("/extras/detokenize", json={"tokens": tokens}).json() == {"text": "Hello, wörld"}
+    with server.client() as client:
+        assert {client.post(path, json=body).status_code for path, body in paths.items()} == {401}

@@ -68,7 +68,8 @@ def test_openapi(server: Served) -> None:
     """The description names every endpoint."""
     paths = httpx.get(f"{server.url}/openapi.json", timeout=10).json()["paths"]
     for path in ("/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/models", "/v1/rerank", "/tokenize",
-                 "/detokenize", "/apply-template", "/health", "/metrics"):  # fmt: skip
+                 "/detokenize", "/apply-template", "/extras/tokenize", "/extras/tokenize/count", "/extras/detokenize",
+                 "/health", "/metrics"):  # fmt: skip
         assert path in paths
 
 

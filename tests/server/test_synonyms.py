@@ -36,7 +36,8 @@ def test_every_synonym_is_of_a_parameter() -> None:
         ("/v1/chat/completions", "n_probs", "here it is called top_logprobs"),
         ("/v1/completions", "n_probs", "here it is called logprobs"),
         ("/v1/completions", "temprature", "did you mean temperature?"), ("/tokenize", "text", "here it is called content"),
-        ("/v1/rerank", "top_k", "here it is called top_n"), ("/v1/chat/completions", "wibble", "supplied: wibble"),
+        ("/extras/tokenize", "content", "here it is called input"), ("/v1/rerank", "top_k", "here it is called top_n"),
+        ("/v1/chat/completions", "wibble", "supplied: wibble"),
         ("/v1/chat/completions", "x" * 10**6, "x..."),
     ],
 )  # fmt: skip

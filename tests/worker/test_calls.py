@@ -13,6 +13,8 @@ import pytest
 import offgrid_llama as og
 from helpers.pools import Watched
 from helpers.twin import LETTERS, write_tiny_llama
+from helpers.vocabularies import vocabulary_file
+from offgrid_llama.compat.llama_cpp.llama_tokenizer import LlamaTokenizer
 from offgrid_llama.worker.calls import Calls
 from offgrid_llama.worker.failures import RequestError
 from offgrid_llama.worker.fair_pool import FairPool
@@ -22,11 +24,11 @@ LONG = [[1, *range(7, 31)] * 20] * 60  # one fills a batch
 SHORT = [[1, 7, 8]]
 
 
-def with_calls(model: og.Model, use: Callable[[Calls, Watched], Any], *holds: int) -> None:
+def with_calls(model: og.Model, use: Callable[[Calls, Watched], Any], *holds: int, vocab_only: bool = False) -> None:
     async def main() -> None:
         threads, pooled = FairPool(2, "test"), Watched(*holds)
         try:
-            with og.Model(model.path) as own:
+            with og.Model(model.path, vocab_only=vocab_only) as own:
                 await use(Calls(own, None, {}, ThreadShares(None, 1), threads=threads, pooled=pooled), pooled)
         finally:
             threads.shutdown()
@@ -91,6 +93,25 @@ def test_pieces_of_tokens(smollm2: og.Model) -> None:
             assert found["pieces"] == {token: vocab.piece(token, special=True) for token in set(tokens)}
 
     with_calls(smollm2, use)
+
+
+@pytest.mark.parametrize("name", ["llama-spm", "gpt-2", "bert-bge"])
+def test_joined_pieces(llama_cpp_dir: Path, name: str) -> None:
+    """The text of tokens is that of llama-cpp-python's tokenizer: spaces stay, but for the one behind BOS."""
+    path = vocabulary_file(llama_cpp_dir, name)
+    tokenizer = LlamaTokenizer.from_ggml_file(str(path))
+
+    async def use(calls: Calls, pooled: Watched) -> None:
+        del pooled
+        join = calls.functions["join_pieces"]
+        tokens = tokenizer.tokenize("Hello , wörld 🦙!".encode())
+        for each in (tokens, tokens[1:], tokens[1:2], tokens[:1], []):
+            assert await join("", tokens=each) == tokenizer.detokenize(each).decode()
+        with pytest.raises(ValueError, match=r"tokens\[1\] must be from 0 to"):
+            await join("", tokens=[1, 10**8])
+
+    with og.Model(path, vocab_only=True) as model:
+        with_calls(model, use, vocab_only=True)
 
 
 LOOK = {"type": "function", "function": {"name": "look", "parameters": {"type": "object", "properties": {}}}}

@@ -34,7 +34,8 @@ __all__ = ["FIELDS", "Calls"]
 
 FIELDS: dict[str, dict[str, str]] = {
     "embed": {"texts": "input", "text": "input"}, "rerank": {name: name for name in ("query", "documents", "top_n")},
-    "tokenize": {"text": "content"}, "tokenize_prompt": {"text": "prompt"}, "detokenize": {"tokens": "tokens"},
+    "tokenize": {"text": "content"}, "tokenize_prompt": {"text": "prompt"}, "tokenize_input": {"text": "input"},
+    "detokenize": {"tokens": "tokens"}, "join_pieces": {"tokens": "tokens"},
     "template": {"messages": "messages", "tools": "tools", "variables": "chat_template_kwargs"},
 }  # fmt: skip
 """Where a client gives each argument of the library, by the Call, for errors."""
@@ -82,7 +83,8 @@ class Calls:
         self._pooled = pooled
         self.functions: dict[str, Callable[..., Awaitable[Any]]] = {
             "embed": self._embed, "rerank": self._rerank, "tokenize": self._in_thread(self._tokenize),
-            "tokenize_prompt": self._in_thread(self._tokenize), "detokenize": self._in_thread(self._detokenize),
+            "tokenize_prompt": self._in_thread(self._tokenize), "tokenize_input": self._in_thread(self._tokenize),
+            "detokenize": self._in_thread(self._detokenize), "join_pieces": self._in_thread(self._join_pieces),
             "template": self._in_thread(self._render), "count": self._count,
         }  # fmt: skip
 
@@ -195,6 +197,19 @@ class Calls:
 
     def _detokenize(self, tokens: list[int]) -> str:
         return self._model.vocab.detokenize(tokens, unparse_special=True)
+
+    def _join_pieces(self, tokens: list[int]) -> str:
+        """Return the text of tokens in llama-cpp-python's manner: control tokens have none, and spaces stay.
+
+        Only the space that some tokenizers put before a text is left out, behind the token that begins it.
+        """
+        vocab = self._model.vocab
+        pieces: dict[int, bytes] = {}
+        for i, token in enumerate(tokens):
+            if token not in pieces:
+                pieces[token] = vocab.piece(vocab.check_token(f"tokens[{i}]", token))
+        text = b"".join([pieces[token] for token in tokens])
+        return (text.removeprefix(b" ") if tokens and tokens[0] == vocab.bos else text).decode(errors="replace")
 
     def _render(self, conversation: dict[str, Any]) -> str:
         asked = msgspec.convert(conversation, Conversation)

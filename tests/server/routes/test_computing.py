@@ -13,6 +13,7 @@ import httpx
 import openai
 import pytest
 
+import offgrid_llama as og
 from helpers.requests import ASKED, post
 from helpers.serving import MODEL, Served, serving
 
@@ -98,6 +99,19 @@ def test_tokens_as_vllm_tells_them(server: Served) -> None:
         assert (refused.status_code, refused.json()["error"]["param"]) == (400, "content")
 
 
+def test_tokens_as_llama_cpp_python_tells_them(server: Served, smollm2: og.Model) -> None:
+    """Special tokens are read in a text; their text is not told. The model is the first one where none is named."""
+    text = "<|im_start|>user\nwörld 🦙"
+    expected = smollm2.vocab.tokenize(text, add_special=True, parse_special=True)
+    for body in ({"model": MODEL, "input": text}, {"input": text}):
+        assert post(server, "/extras/tokenize", body).json() == {"tokens": expected}
+        assert post(server, "/extras/tokenize/count", body).json() == {"count": len(expected)}
+    for asked in ({"model": MODEL, "tokens": expected}, {"tokens": expected}):
+        assert post(server, "/extras/detokenize", asked).json() == {"text": "user\nwörld 🦙"}
+    assert post(server, "/extras/detokenize", {"tokens": []}).json() == {"text": ""}
+    assert post(server, "/extras/tokenize", {"model": "none", "input": "a"}).status_code == 404
+
+
 @pytest.mark.parametrize(
     ("path", "body", "message", "param"),
     [
@@ -108,6 +122,8 @@ def test_tokens_as_vllm_tells_them(server: Served) -> None:
         ("/v1/completions", {"prompt": [[1], [10**8]]}, r"prompt\[1\]\[0\] must be from 0 to", "prompt"),
         ("/tokenize", {"content": "a" * 2**21}, "content has", "content"),
         ("/tokenize", {"prompt": "a" * 2**21}, "prompt has", "prompt"),
+        ("/extras/tokenize/count", {"input": "a" * 2**21}, "input has", "input"),
+        ("/extras/detokenize", {"tokens": [1, 10**8]}, r"tokens\[1\] must be from 0 to", "tokens"),
         ("/detokenize", {"tokens": [10**8]}, r"tokens\[0\] must be from 0 to", "tokens"),
     ],
 )  # fmt: skip

@@ -24,7 +24,7 @@ from .structural_tags import TagFields
 
 __all__ = [
     "IGNORED", "ChatRequest", "CompletionRequest", "DetokenizeRequest", "EmbeddingRequest", "Metadata", "MetadataRequest",
-    "RerankRequest", "TemplateRequest", "TokenizeRequest",
+    "RerankRequest", "TemplateRequest", "TokenizeInputRequest", "TokenizeRequest",
 ]  # fmt: skip
 
 MAX_MESSAGES = 1024
@@ -312,8 +312,15 @@ class TokenizeRequest(_Body):
         return self
 
 
+class TokenizeInputRequest(_Body):
+    """A request of ``/extras/tokenize`` and ``/extras/tokenize/count``, as llama-cpp-python's server has them."""
+
+    model: ModelName | None = None
+    input: str
+
+
 class DetokenizeRequest(_Body):
-    """A request of ``/detokenize``."""
+    """A request of ``/detokenize``, and of ``/extras/detokenize``."""
 
     model: ModelName | None = None
     tokens: Annotated[list[TokenId], Field(max_length=MAX_TOKENS, fail_fast=True)]

@@ -17,6 +17,7 @@ from offgrid_llama.server.dialects.openai_schemas import (
     EmbeddingRequest,
     RerankRequest,
     TemplateRequest,
+    TokenizeInputRequest,
     TokenizeRequest,
 )
 from offgrid_llama.server.dialects.openai_vectors import read_embedding
@@ -76,6 +77,32 @@ async def detokenize(body: DetokenizeRequest, request: Request) -> Response:
     """Return the text of token ids."""
     _, found = await call(request, body.model, "detokenize", {"tokens": body.tokens})
     return json_response({"content": found, "prompt": found})
+
+
+@router.post("/extras/tokenize", tags=["tokens"], response_class=Response)
+async def tokenize_input(body: TokenizeInputRequest, request: Request) -> Response:
+    """Return the token ids of a text with its special tokens, as llama-cpp-python's server does."""
+    return await asyncio.to_thread(_tokens_response, await _tokens_of_input(body, request), None)
+
+
+@router.post("/extras/tokenize/count", tags=["tokens"], response_class=Response)
+async def count_input(body: TokenizeInputRequest, request: Request) -> Response:
+    """Return how many token ids that are."""
+    return json_response({"count": len(array("i", await _tokens_of_input(body, request)))})
+
+
+async def _tokens_of_input(body: TokenizeInputRequest, request: Request) -> bytes:
+    arguments = {"text": body.input, "add_special": True, "parse_special": True, "with_pieces": False}
+    _, found = await call(request, body.model, "tokenize_input", arguments)
+    tokens: bytes = found["tokens"]
+    return tokens
+
+
+@router.post("/extras/detokenize", tags=["tokens"], response_class=Response)
+async def join_pieces(body: DetokenizeRequest, request: Request) -> Response:
+    """Return the text of token ids without that of control tokens, as llama-cpp-python's server does."""
+    _, found = await call(request, body.model, "join_pieces", {"tokens": body.tokens})
+    return json_response({"text": found})
 
 
 @router.get("/tokenizer_info", tags=["tokens"], response_class=Response)
