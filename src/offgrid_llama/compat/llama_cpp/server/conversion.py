@@ -39,7 +39,7 @@ KV_TYPES = {0: "f32", 1: "f16", 2: "q4_0", 3: "q4_1", 6: "q5_0", 7: "q5_1", 8: "
 CHAT_FORMATS = (
     "chatml-function-calling", "functionary", "functionary-v1", "functionary-v2", "hf-autotokenizer",
 )  # fmt: skip
-"""Chat formats that llama-cpp-python has and this server does not."""
+"""Chat formats that llama-cpp-python has and this server does not: its workers take templates, and no functions."""
 
 _OVERRIDE = re.compile(r"([^=]+)=(bool|int|float|str):(.*)", re.DOTALL)
 _NOT_IN_NAMES = re.compile(r"[^A-Za-z0-9._:/-]")
@@ -166,7 +166,11 @@ def _format(values: Mapping[str, Any]) -> tuple[str | None, tuple[str, ...]]:
         return picture_template(name), ()
     if name == "hf-tokenizer-config":
         return _template_of_tokenizer(values.get("hf_tokenizer_config_path")), ()
-    why = "is not here yet" if name in CHAT_FORMATS else "is none of llama-cpp-python's"
+    why = (
+        "needs Python code in the worker, which is not here"
+        if name in CHAT_FORMATS
+        else "is none of llama-cpp-python's"
+    )
     raise SettingsError(
         f"--chat_format {name} {why}: leave it out, and the model's own template is used; "
         f"{', '.join((*BUILT_IN, *TEXT_FORMATS, 'hf-tokenizer-config', *PICTURE_FORMATS))} are here"
