@@ -117,12 +117,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, default=ROOT / "build/peers")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
-    parser.add_argument("--server", action="store_true", help="build llama-server too")
+    parser.add_argument("--server", action="store_true", help="build llama-server and llama-tts too")
     parser.add_argument("--sdist", type=Path, help=f"a local file of {SDIST}; without it pip brings one")
     args = parser.parse_args()
 
     peers = Peers(args.folder.resolve())
-    build(peers, [*TARGETS, *(["llama-server"] if args.server else [])], args.jobs)
+    build(peers, [*TARGETS, *(["llama-server", "llama-tts"] if args.server else [])], args.jobs)
     if args.sdist:
         unpack(peers, args.sdist)
     elif not peers.llama_cpp_python.exists():

@@ -82,6 +82,7 @@ if TYPE_CHECKING:
     from .tasks.infill import fim_prompt, infill
     from .tasks.request_options import GenerationArguments, LogitsProcessor, RequestArguments, RequestOptions
     from .tasks.reranking import Ranked, Reranker
+    from .tasks.speech import Speech, Synthesizer
     from .text.text_stream import TextStream
 
 __version__ = "0.1.0"
@@ -142,9 +143,11 @@ __all__ = [
     "ScoreArguments",
     "Segment",
     "Snapshot",
+    "Speech",
     "SplitMode",
     "State",
     "StepView",
+    "Synthesizer",
     "TextStream",
     "ThreadPool",
     "Timings",
@@ -199,7 +202,7 @@ _HOMES = {
         "engine.transcription": "Segment Transcript Transcription transcribe",
         "tasks.embedding": "Embedder", "tasks.generate": "Generation generate", "tasks.infill": "fim_prompt infill",
         "tasks.request_options": "GenerationArguments LogitsProcessor RequestArguments RequestOptions",
-        "tasks.reranking": "Ranked Reranker",
+        "tasks.reranking": "Ranked Reranker", "tasks.speech": "Speech Synthesizer",
         "text.text_stream": "TextStream",
     }.items()
     for name in names.split()

@@ -72,6 +72,8 @@ def test_numbers_that_are_refused(more: dict[str, Value], said: str) -> None:
         tensor("mm.0.bias", "f16"),
         tensor("v.blk.0.ln1.weight", "bf16"),
         tensor("v.patch_embd.weight", "q4_0"),
+        tensor("a.gen.wav.up.blk.0.gamma", "f16"),
+        tensor("a.gen.wav.dac.post_snake.alpha", "f16"),
     ],
 )
 def test_types_that_are_refused(broken: Tensor) -> None:
@@ -88,6 +90,19 @@ def test_a_table_of_positions_that_is_too_short() -> None:
     assert checked({}, table, image_max_tokens=100)
     with pytest.raises(og.GGUFError, match="101 tokens"):
         checked({}, table, image_max_tokens=101)
+
+
+def test_codes_without_embedding() -> None:
+    """Qwen3-TTS looks up an embedding for each code that it draws."""
+    speaks: dict[str, Value] = {
+        "clip.has_gen_audio_encoder": True, **encoder_keys("gen.audio", "qwen3tts_gen", 64, 4),
+        "clip.gen.audio.block_count": 1,
+    }  # fmt: skip
+    head = tensor("a.gen.code.head.weight", shape=(16, 16, 3))
+    assert checked(speaks, head, tensor("a.gen.code.embd.weight", shape=(64, 16, 3)))
+    for shape in ((64, 15, 3), (64,)):
+        with pytest.raises(og.GGUFError, match="no row for each of the codes"):
+            checked(speaks, head, tensor("a.gen.code.embd.weight", shape=shape))
 
 
 ATTENTION = [f"v.blk.0.attn_{part}.weight" for part in ("q", "k", "v", "out")]

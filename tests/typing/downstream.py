@@ -78,6 +78,10 @@ def tasks(model: og.Model) -> None:
 def media(model: og.Model) -> None:
     with og.Projector(model, "mmproj.gguf", image_max_tokens=256) as projector:
         assert_type(projector.sample_rate, int | None)
+        assert_type(projector.speech_rate, int | None)
+        synthesizer = og.Synthesizer(model, projector)
+        assert_type(synthesizer.speak("Hello", seed=1), og.Speech)
+        assert_type(synthesizer.speak("Hello").samples, npt.NDArray[np.float32])
         image, sound = og.Image("dog.png"), og.Audio(np.zeros(16000, np.float32), sample_rate=16000)
         assert_type(image.pixels, npt.NDArray[np.uint8])
         assert_type(projector.n_tokens(image), int)

@@ -247,3 +247,39 @@ struct mtmd_helper_bitmap_wrapper mtmd_helper_bitmap_init_from_buf(
                     struct mtmd_helper_init_opt opt);
 
 void mtmd_helper_image_get_decoder_pos(const mtmd_image_tokens * image, llama_pos pos_0, struct mtmd_decoder_pos * out_pos);
+
+// audio generation
+
+typedef struct mtmd_helper_gen_audio mtmd_helper_gen_audio;
+
+enum mtmd_helper_gen_audio_outtype {
+    MTMD_HELPER_GEN_AUDIO_OUTTYPE_PCM,
+    MTMD_HELPER_GEN_AUDIO_OUTTYPE_WAV,
+};
+struct mtmd_helper_gen_audio_inp {
+    llama_seq_id seq_id;
+    const char * prompt;
+    size_t       prompt_len;
+    mtmd_bitmap * speaker_ref;
+    const char * lang;
+    int32_t  top_k;
+    float    top_p;
+    uint32_t seed;
+    enum mtmd_helper_gen_audio_outtype out_type;
+};
+
+mtmd_helper_gen_audio * mtmd_helper_gen_audio_init(struct llama_context * lctx, struct mtmd_context * mctx);
+void mtmd_helper_gen_audio_free(mtmd_helper_gen_audio * ctx);
+void mtmd_helper_gen_audio_reset(mtmd_helper_gen_audio * ctx);
+int32_t mtmd_helper_gen_audio_set_input(mtmd_helper_gen_audio * ctx, const struct mtmd_helper_gen_audio_inp * inp);
+int32_t mtmd_helper_gen_audio_step_prompt(mtmd_helper_gen_audio * ctx, int32_t n_batch);
+int32_t mtmd_helper_gen_audio_step_gen(mtmd_helper_gen_audio * ctx,
+                                       llama_token sampled,
+                                       const float *  h_state_in,
+                                       const float ** h_state_out,
+                                       bool * out_stop);
+int32_t mtmd_helper_gen_audio_get_output(mtmd_helper_gen_audio * ctx,
+                                         int32_t * out_sample_rate,
+                                         const char ** out_data,
+                                         size_t * out_data_len,
+                                         int64_t * out_n_samples);

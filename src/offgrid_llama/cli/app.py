@@ -23,6 +23,7 @@ from .quantize import quantize
 from .rpc_server import rpc_server
 from .run import run
 from .serve import serve
+from .speak import speak
 from .tokenize import tokenize
 from .transcribe import transcribe
 
@@ -43,6 +44,7 @@ for command in (
     run,
     chat,
     transcribe,
+    speak,
     serve,
     batch,
     models,

@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from rich.progress import ProgressColumn
 
 __all__ = [
-    "ReaderGone", "columns", "download", "err", "human", "json_out", "mib", "one_line", "out", "printable", "put", "steps",
+    "ReaderGone", "columns", "download", "err", "human", "json_out", "mib", "one_line", "out", "printable", "put",
+    "put_bytes", "steps",
 ]  # fmt: skip
 
 # C0 but for tab and newline, DEL, C1; characters for the direction of text; surrogates, which no encoding takes.
@@ -45,6 +46,15 @@ def one_line(text: str, limit: int = 2000) -> str:
 def put(text: str) -> None:
     """Write a piece of text to stdout at once. Raises ReaderGone, or OSError where it cannot be written."""
     _write(sys.stdout, printable(text) if _is_terminal(sys.stdout) else text)
+
+
+def put_bytes(data: bytes) -> None:
+    """Write bytes to stdout, for a file or a program that reads them. Raises ReaderGone, as ``put`` does."""
+    try:
+        sys.stdout.buffer.write(data)
+        sys.stdout.buffer.flush()
+    except BrokenPipeError:
+        raise ReaderGone from None
 
 
 def out(*lines: str) -> None:
@@ -142,8 +152,11 @@ def download(name: str) -> Iterator[Callable[[int, int | None], None]]:
 
 
 @contextmanager
-def steps(label: str, unit: str) -> Iterator[Callable[[int, int], None]]:
-    """Give a progress callback for counted steps: a bar where stderr is a terminal, else one line at the beginning."""
+def steps(label: str, unit: str) -> Iterator[Callable[[int, int | None], None]]:
+    """Give a progress callback for counted steps: a bar where stderr is a terminal, else one line at the beginning.
+
+    Its arguments are the steps that are done, and how many there are, None where that is not known.
+    """
     if not _is_terminal(sys.stderr):
         err(label)
         yield lambda done, total: None

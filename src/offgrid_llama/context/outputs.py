@@ -47,6 +47,11 @@ class Outputs:
         self.step = 0
         self.rows: frozenset[int] = frozenset()
 
+    def replaced(self, row: int) -> None:
+        """Note that C code has decoded by itself, and that ``row`` can be read."""
+        self.step += 1
+        self.rows = frozenset([row])
+
     def readable(self, row: int) -> int:
         """Return ``row`` of the last batch, from 0, if it can be read. A negative row counts from the end.
 

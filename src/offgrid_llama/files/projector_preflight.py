@@ -47,6 +47,8 @@ _NEEDED = {
 _BIASED = ("qwen2vl_merger", "qwen2.5vl_merger", "qwen2.5o")
 """Encoders whose queries, keys and values all have biases."""
 _F32_ENDINGS = (".bias", "norm.weight", "ln1.weight", "ln2.weight", "ls1.weight", "ls2.weight")
+_F32_ENDINGS_OF_SPEECH = (".alpha", ".beta", ".gamma")
+_CODES_IN, _CODES_OUT = "a.gen.code.embd.weight", "a.gen.code.head.weight"
 _CONVOLUTION = frozenset({"f32", "f16"})
 _GEMMA4_MAX_TOKENS = 1120
 """Tokens of a picture that libmtmd allows for Gemma 4, unless it is told otherwise."""
@@ -126,7 +128,7 @@ def _wrong_type(file: _File) -> str | None:
     for tensor in file.tensors:
         if tensor.type in TYPES_WITHOUT_PRODUCT:
             return f"{tensor.name} has the type {tensor.type}. ggml aborts on a product with it"
-        if tensor.type != "f32" and tensor.name.endswith(_F32_ENDINGS):
+        if tensor.type != "f32" and tensor.name.endswith(_F32_ENDINGS + _F32_ENDINGS_OF_SPEECH):
             return f"{tensor.name} has the type {tensor.type}. ggml aborts where it adds or scales by what is not f32"
         if "patch_embd" in tensor.name and tensor.type not in _CONVOLUTION:
             return f"{tensor.name} has the type {tensor.type}. ggml aborts on a convolution with it"
@@ -161,6 +163,18 @@ def _short_table(file: _File) -> str | None:
     return None
 
 
+def _codes_without_embedding(file: _File) -> str | None:
+    """A code that is drawn from the head is looked up in a table: a kernel aborts on one behind its end."""
+    shapes = {tensor.name: tensor.shape for tensor in file.tensors}
+    table, head = shapes.get(_CODES_IN), shapes.get(_CODES_OUT)
+    if table is None or head is None or file.types.get("gen.audio") != "qwen3tts_gen":
+        return None
+    if len(table) < 2 or len(head) < 2 or table[1] < head[1]:
+        return f"{_CODES_IN} has the shape {table}: it has no row for each of the codes of {_CODES_OUT}, {head}"
+    return None
+
+
 _RULES: tuple[Callable[[_File], str | None], ...] = (
     _depends_on_prompt, _impossible_number, _impossible_float, _no_spread, _wrong_type, _missing_tensor, _short_table,
+    _codes_without_embedding,
 )  # fmt: skip

@@ -20,6 +20,7 @@ from offgrid_llama.native.callbacks import LoadProgress, forget_log, raise_pendi
 from offgrid_llama.native.check import callback, not_null, number, raise_caught
 from offgrid_llama.native.enums import FlashAttention, FlashAttentionName, member
 from offgrid_llama.native.handle import Handle, Owner
+from offgrid_llama.native.turn import Turn
 from offgrid_llama.store.api import resolve
 
 from .audio import Audio
@@ -40,6 +41,8 @@ MAX_IMAGE_TOKENS = 2**16
 
 LONG_SECONDS, SAMPLE_SECONDS = 60.0, 29.9
 """Of a sound whose tokens are estimated before they are counted, and of the silence whose tokens the estimate is made of."""
+VOICE_SECONDS = 30.0
+"""Of a voice to speak like, which are used at most."""
 MAX_SAMPLE = 2.0**16
 """Of a sound, where 1 is the loudest: some files of floats have the scale of integers. Larger ones overflow in encoders."""
 
@@ -74,6 +77,9 @@ class Projector(Owner):
         model: the Model. path: the file.
         vision, audio: whether it sees pictures, and hears sound.
         sample_rate: of the sound that it hears, in Hz; None without ``audio``.
+        speech_rate: of the sound that it makes, in Hz, if the model speaks; otherwise None. A Synthesizer speaks.
+        takes_voice: whether it speaks like the voice in a sound.
+        speaking: internal. The turn of what speaks: libmtmd has one state of its random numbers.
         uses_mrope: whether the model has M-RoPE: positions of pictures have rows and columns.
         types: the kinds of its encoders, such as {"vision": "gemma3"}.
         n_embd: width of the embeddings, the model's ``n_embd_inp``.
@@ -110,12 +116,20 @@ class Projector(Owner):
         params.progress_callback = lib.og_on_progress
         params.progress_callback_user_data = load.user_data
         self._encoding = threading.Lock()
+        self.speaking = Turn(
+            f"another text is spoken on this thread by Projector {self.path.name}: end or close it first"
+        )
         self._long_tokens: int | None = None  # of silence
         with model.handle as model_ptr:
             ptr = self._loaded(model_ptr, params, load)
             self._own(Handle(f"Projector {self.path.name}", ptr, lib.mtmd_free, model.handle))
         self.vision: bool = lib.mtmd_support_vision(ptr)
-        self.audio: bool = lib.mtmd_support_audio(ptr)
+        speech = lib.mtmd_gen_audio_get_info(ptr)
+        hears = lib.mtmd_support_audio(ptr)
+        self.speech_rate: int | None = speech.sample_rate if speech.type != lib.MTMD_GEN_AUDIO_TYPE_NONE else None
+        # What hears beside what speaks is the encoder of a voice, which is no part of a prompt.
+        self.takes_voice: bool = hears and self.speech_rate is not None
+        self.audio: bool = hears and not self.takes_voice
         self.uses_mrope: bool = lib.mtmd_decode_use_mrope(ptr)
         self.sample_rate: int | None = lib.mtmd_get_audio_sample_rate(ptr) if self.audio else None
         self.n_embd = model.n_embd_inp
@@ -203,6 +217,9 @@ class Projector(Owner):
     def _sound(self, audio: Audio) -> Any:
         if not self.audio:
             raise MediaError(f"{self.handle.name} hears no sound")
+        return self._decoded(audio)
+
+    def _decoded(self, audio: Audio) -> Any:
         forget_log()
         source = ffi.from_buffer("unsigned char[]", audio.data)
         with self.handle as ptr:
@@ -258,6 +275,19 @@ class Projector(Owner):
             return copied
         finally:
             lib.mtmd_bitmap_free(bitmap)
+
+    def voice(self, audio: Audio) -> Any:
+        """Return the first VOICE_SECONDS of a sound as an ``mtmd_bitmap``, which the caller frees. Internal."""
+        if not self.takes_voice:
+            raise MediaError(f"{self.handle.name} takes no voice")
+        whole = self._decoded(audio)
+        try:
+            with self.handle as ptr:
+                samples = _samples_of(whole)[: int(VOICE_SECONDS * lib.mtmd_get_audio_sample_rate(ptr))]
+                bitmap = lib.mtmd_bitmap_init_from_audio(len(samples), ffi.from_buffer("float[]", samples))
+            return not_null(bitmap, lambda log: MediaError("no memory", log=log), lib.mtmd_bitmap_free)
+        finally:
+            lib.mtmd_bitmap_free(whole)
 
     def n_tokens(self, media: Media) -> int:
         """Return how many tokens a picture or a sound takes in a prompt, with the marks around it. No pixel is decoded."""
