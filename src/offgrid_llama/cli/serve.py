@@ -56,11 +56,15 @@ def serve(
     projector: Annotated[
         str | None,
         typer.Option(
-            "--projector", "--mmproj", metavar="FILE", help="What sees or hears for the model; a file or name."
+            "--projector", "--mmproj", metavar="FILE", help="What sees, hears or speaks for the model; a file or name."
         ),
     ] = None,
     image_min_tokens: Annotated[int | None, typer.Option(min=1, help="Tokens of a picture, at least.")] = None,
     image_max_tokens: Annotated[int | None, typer.Option(min=1, help="Tokens of a picture, at most.")] = None,
+    voice: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=FILE", help="A sound that a model speaks like, by its name; may be repeated."),
+    ] = None,
     log_format: Annotated[
         str | None, typer.Option(help="Format of the log: text or json.", show_default="text")
     ] = None,
@@ -76,7 +80,7 @@ def serve(
 
     for_all_models = _ForAllModels(
         n_ctx=n_ctx, n_parallel=n_parallel, n_threads=n_threads, n_gpu_layers=n_gpu_layers, projector=projector,
-        image_min_tokens=image_min_tokens, image_max_tokens=image_max_tokens,
+        image_min_tokens=image_min_tokens, image_max_tokens=image_max_tokens, voices=_voices(voice),
     )  # fmt: skip
     try:
         settings = Settings.load(
@@ -107,10 +111,21 @@ class _ForAllModels:
     projector: str | None
     image_min_tokens: int | None
     image_max_tokens: int | None
+    voices: dict[str, str] | None
 
     def applied(self, model: ModelSettings) -> ModelSettings:
         given: dict[str, Any] = {name: value for name, value in vars(self).items() if value is not None}
         return replace(model, **given)
+
+
+def _voices(given: list[str] | None) -> dict[str, str] | None:
+    voices = {}
+    for each in given or []:
+        name, _, file = each.partition("=")
+        if not name or not file:
+            raise UsageError(f"--voice {each}: write NAME=FILE")
+        voices[name] = file
+    return voices or None
 
 
 def require_packages() -> None:

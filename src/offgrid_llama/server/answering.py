@@ -56,7 +56,9 @@ async def answer(request: Request, asked: Asked, keep: Callable[[Any], Awaitable
     frames = generation.ask(asked)
     if not asked.stream:
         body = await while_connected(request, generation.whole(frames))
-        return Response(body, media_type="text/plain") if isinstance(body, str) else json_response(body)
+        if isinstance(body, (str, bytes)):
+            return Response(body, media_type="text/plain" if isinstance(body, str) else writer.media_type)
+        return json_response(body)
     events = _events(generation, frames, writer)
     first = await while_connected(request, anext(events))  # an error before the first event is one of HTTP
     return EventStream(_after(first, events), writer.media_type)

@@ -41,6 +41,7 @@ from .routes import (
     page,
     predict,
     responses,
+    speaking,
     stored_chats,
 )
 from .security import Guard
@@ -127,7 +128,7 @@ def create_app(settings: Settings | None = None, **given: Any) -> FastAPI:
     )
     _include_manner(app, settings)
     for routes in (
-        generating, responses, hearing, kept_streams, anthropic, computing, managing, batching, llama_server,
+        generating, responses, hearing, speaking, kept_streams, anthropic, computing, managing, batching, llama_server,
         llama_server_state, stored_chats, ollama, ollama_models,
     ):  # fmt: skip
         app.include_router(routes.router)

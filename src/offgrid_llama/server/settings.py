@@ -56,8 +56,9 @@ class ModelSettings:
         n_threads: CPU threads; None is all cores.
         n_gpu_layers: layers on the GPU; None is as many as fit.
         draft: a small model for speculative decoding, named as ``model`` is.
-        projector: what sees or hears for the model (an mmproj), named as ``model`` is.
+        projector: what sees, hears or speaks for the model (an mmproj), named as ``model`` is.
         image_min_tokens, image_max_tokens: bounds for the tokens of a picture; None is what the projector's file says.
+        voices: files of sounds to speak like, by the names that requests use; without them any name is the model's own.
         loras: files of LoRA adapters to use, each with its scale.
         matryoshka: whether the model was trained for vectors that are cut, which the ``dimensions`` of a request asks for:
             true for any number of values, or a list of the numbers.
@@ -81,6 +82,7 @@ class ModelSettings:
     projector: str | None = None
     image_min_tokens: int | None = None
     image_max_tokens: int | None = None
+    voices: Mapping[str, str] = field(default_factory=dict)
     loras: Mapping[str, float] = field(default_factory=dict)
     matryoshka: bool | Sequence[int] = False
     sampling: Mapping[str, Any] = field(default_factory=dict)
@@ -100,6 +102,8 @@ class ModelSettings:
             raise SettingsError(
                 f"models.{self.name}: matryoshka must have numbers from 1 on, not {min(self.matryoshka)}"
             )
+        if self.voices and self.projector is None:
+            raise SettingsError(f"models.{self.name}: voices are for a model that speaks, with a projector")
         check_loras(self.loras, f"models.{self.name}")
 
 

@@ -39,7 +39,8 @@ class EventStream(Response):
     def __init__(self, events: AsyncIterator[bytes], media_type: str = "text/event-stream") -> None:
         super().__init__(status_code=200, media_type=media_type)
         self._events = events
-        self._head = [(b"content-type", f"{media_type}; charset=utf-8".encode()), *_HEADERS]
+        kind = media_type if media_type.startswith("audio/") else f"{media_type}; charset=utf-8"
+        self._head = [(b"content-type", kind.encode()), *_HEADERS]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send the events, to the end or until the client has gone."""

@@ -59,16 +59,17 @@ def facts_of(file: str, template: str | None, projector: str | None = None) -> F
         n_ctx_train, n_embd = header.hparam("context_length"), header.hparam("embedding_length")
     template = _own_template(short) if template is None else template
     architecture = str(short.get("general.architecture", ""))
-    generates = _generates(short, architecture)
-    sees, hears = (False, False) if projector is None or not generates else _senses(projector)
+    makes_texts = _generates(short, architecture)
+    sees, hears, speaks = _senses(projector if makes_texts else None)
+    generates = makes_texts and not speaks
     return Facts(
         size=size, digest=hashlib.sha256(files.fingerprint({}).encode()).hexdigest(), architecture=architecture,
         file_type=_FTYPE_NAMES.get(_number(short.get("general.file_type")), ""),
         n_params=sum(tensor.n_elements for tensor in files.tensors.values()), n_ctx_train=n_ctx_train, n_embd=n_embd,
         template=template, metadata={**short, **long}, generates=generates, chats=generates and bool(template),
         reasons=generates and _reasons(template), fills=generates and fills,
-        embeds=not generates or _number(short.get(f"{architecture}.pooling_type", 0)) not in _NO_POOLING,
-        sees=sees, hears=hears,
+        embeds=not makes_texts or _number(short.get(f"{architecture}.pooling_type", 0)) not in _NO_POOLING,
+        sees=sees, hears=hears, speaks=speaks,
     )  # fmt: skip
 
 
@@ -86,9 +87,15 @@ def _generates(metadata: Mapping[str, Any], architecture: str) -> bool:
     return metadata.get(f"{architecture}.attention.causal") is not False and architecture not in HAS_ENCODER
 
 
-def _senses(projector: str) -> tuple[bool, bool]:
+def _senses(projector: str | None) -> tuple[bool, bool, bool]:
+    """Return whether it sees, hears and speaks. Where it speaks, its encoder of sound is for voices."""
+    if projector is None:
+        return False, False, False
     with GGUF(projector) as header:
-        return header.get("clip.has_vision_encoder") is True, header.get("clip.has_audio_encoder") is True
+        sees, hears, speaks = (
+            header.get(f"clip.has_{name}_encoder") is True for name in ("vision", "audio", "gen_audio")
+        )
+        return sees, hears and not speaks, speaks
 
 
 def _reasons(source: str) -> bool:

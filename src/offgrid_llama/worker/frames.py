@@ -10,8 +10,8 @@ from .generation import Task
 
 __all__ = [
     "Answered", "Call", "CallChunk", "Cancel", "Chunk", "Details", "Facts", "FactsOf", "Failed", "Generate",
-    "Heartbeat", "LoadModel", "Loaded", "Loading", "Measures", "Message", "PromptLogprob", "Result", "Stop", "Threads",
-    "Timings", "TokenCounts", "TokenLogprob", "Transcribed", "TranscribedSegment",
+    "Heartbeat", "LoadModel", "Loaded", "Loading", "Measures", "Message", "PromptLogprob", "Result", "Spoken", "Stop",
+    "Threads", "Timings", "TokenCounts", "TokenLogprob", "Transcribed", "TranscribedSegment",
 ]  # fmt: skip
 
 # From the server --------------------------------------------------------------------------------------------------------
@@ -157,6 +157,7 @@ class Chunk(msgspec.Struct, tag="chunk", array_like=True):
         token_ids, measures: the ids of the new tokens, and Measures, if the request asks for measures.
         details: with the last chunk of an answer, if the request asks for them.
         prompt: logprobs of the tokens of the prompt, with the first chunk of an answer, if the request asks for them.
+        sound: a part of the sound of an Utterance, as it asks for it.
     """
 
     id: int
@@ -175,6 +176,7 @@ class Chunk(msgspec.Struct, tag="chunk", array_like=True):
     measures: Measures | None = None
     details: Details | None = None
     prompt: list[PromptLogprob] | None = None
+    sound: bytes = b""
 
 
 class TokenCounts(msgspec.Struct, array_like=True):
@@ -230,6 +232,20 @@ class Transcribed(msgspec.Struct, array_like=True):
     segments: list[TranscribedSegment] = []
 
 
+class Spoken(msgspec.Struct, array_like=True):
+    """A text that was spoken.
+
+    Attributes:
+        seconds: of the sound.
+        sound: all of it, unless it was streamed.
+        is_cut: whether it ends before the text does.
+    """
+
+    seconds: float
+    sound: bytes
+    is_cut: bool
+
+
 class Answered(msgspec.Struct, tag="answered", array_like=True):
     """A request has ended.
 
@@ -241,7 +257,7 @@ class Answered(msgspec.Struct, tag="answered", array_like=True):
         warnings: those of all answers.
         told_tokens: token ids of the prompt and the first answer, where the request asks for them.
         prompts: for each prompt the logprobs of its tokens, unless they were streamed, where the request asks for them.
-        transcribed: where a Sound was asked for.
+        transcribed: where a Sound was asked for. spoken: where an Utterance was.
     """
 
     id: int
@@ -252,6 +268,7 @@ class Answered(msgspec.Struct, tag="answered", array_like=True):
     told_tokens: list[int] = []
     prompts: list[list[PromptLogprob]] = []
     transcribed: Transcribed | None = None
+    spoken: Spoken | None = None
 
 
 class Result(msgspec.Struct, tag="result", array_like=True):
@@ -327,7 +344,7 @@ class Facts(msgspec.Struct):
         metadata: by key, without the template; long arrays are empty.
         generates, chats, reasons, fills, embeds: whether it writes texts, answers conversations, reasons before that, fills
             gaps, and was made for vectors.
-        sees, hears: whether its projector takes pictures, and sound.
+        sees, hears, speaks: whether its projector takes pictures, takes sound, and makes sound.
     """
 
     size: int
@@ -346,6 +363,7 @@ class Facts(msgspec.Struct):
     embeds: bool
     sees: bool = False
     hears: bool = False
+    speaks: bool = False
 
 
 ToWorker = LoadModel | Generate | Call | Cancel | Threads | Stop

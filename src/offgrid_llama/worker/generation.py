@@ -10,7 +10,7 @@ from typing import Any, Literal, TypeAlias
 
 import msgspec
 
-__all__ = ["Constraint", "Conversation", "Options", "Sampling", "Sound", "Task", "Texts"]
+__all__ = ["Constraint", "Conversation", "Options", "Sampling", "Sound", "Task", "Texts", "Utterance"]
 
 
 class Sampling(msgspec.Struct, omit_defaults=True, forbid_unknown_fields=True):
@@ -218,5 +218,22 @@ class Sound(_Task, tag="sound", forbid_unknown_fields=True):
     window_seconds: float | None = None
 
 
-Task: TypeAlias = Conversation | Texts | Sound
+class Utterance(_Task, tag="utterance", forbid_unknown_fields=True):
+    """Speak a text.
+
+    Attributes:
+        text: is said.
+        voice: the name of one of the model's voices; None is the model's own voice.
+        language: see ``Synthesizer.speak``.
+        as_wav: whether the sound is a WAV file, which does not tell its length where it is streamed; otherwise it is samples
+            of 16 bits.
+    """
+
+    text: str
+    as_wav: bool
+    voice: str | None = None
+    language: str | None = None
+
+
+Task: TypeAlias = Conversation | Texts | Sound | Utterance
 """What a worker can be asked to generate."""

@@ -11,6 +11,7 @@ from offgrid_llama.engine import Engine
 from offgrid_llama.media.projector import Projector
 from offgrid_llama.model.adapter import LoRA
 from offgrid_llama.model.model import Model
+from offgrid_llama.tasks.speech import Synthesizer
 
 from .calls import FIELDS, Calls
 from .channel import Channel
@@ -18,9 +19,10 @@ from .engine_calls import EngineCalls
 from .failures import RequestError, client_data, failure
 from .fair_pool import FairPool
 from .frames import Call, Generate, Result
-from .generation import Conversation, Sound
+from .generation import Conversation, Sound, Utterance
 from .requests import ChatRequests, TextRequests
 from .sounds import SoundRequests
+from .speaking import SpeechRequests
 from .thread_shares import ThreadShares
 
 __all__ = ["Service"]
@@ -39,7 +41,8 @@ class Service:
         sampling: SamplingParams for requests that do not set them; and "stop", texts that end each answer to a conversation.
         template: a chat template to use instead of the model's.
         loras: files of LoRA adapters to use, with their scales.
-        projector: arguments of Projector besides the model; None is a model that neither sees nor hears.
+        projector: arguments of Projector besides the model, and "voices", files of voices by their names; None is a model
+            that neither sees nor hears nor speaks.
         progress: called with the share of the model that is loaded, from 0 to 1.
 
     Raises as Model and Engine do.
@@ -65,10 +68,15 @@ class Service:
         try:
             adapters = {LoRA(self._model, path): scale for path, scale in (loras or {}).items()}
             self._template = None if template is None else read_template(self._model, template)
-            media = (
-                None if projector is None else Projector(self._model, n_threads=engine.get("n_threads"), **projector)
-            )
-            self._engine = None if self._embeds_only else Engine(self._model, loras=adapters, projector=media, **engine)
+            n_threads = engine.get("n_threads")
+            media, voices = None, dict[str, str]()
+            if projector is not None:
+                arguments = dict(projector)
+                voices = arguments.pop("voices", {})
+                media = Projector(self._model, n_threads=n_threads, **arguments)
+            self._speech = self._speaking(media, voices, sampling, n_threads)
+            has_engine = not self._embeds_only and self._speech is None
+            self._engine = Engine(self._model, loras=adapters, projector=media, **engine) if has_engine else None
         except BaseException:
             self._model.close()
             raise
@@ -85,6 +93,14 @@ class Service:
             self._texts = TextRequests(self._engine, sampling, self._threads, list(adapters))
             self._sounds = SoundRequests(self._engine, self._template, sampling, self._threads, list(adapters))
 
+    def _speaking(
+        self, media: Projector | None, voices: Mapping[str, str], sampling: Mapping[str, Any], n_threads: int | None
+    ) -> SpeechRequests | None:
+        """Return what speaks, if the model does: it does nothing else."""
+        if media is None or media.speech_rate is None:
+            return None
+        return SpeechRequests(Synthesizer(self._model, media, n_threads=n_threads), voices, sampling)
+
     @property
     def _has_template(self) -> bool:
         return self._template is not None or has_template(self._model)
@@ -95,6 +111,18 @@ class Service:
         causal = metadata.get(f"{metadata.get('general.architecture')}.attention.causal")
         return causal == "false" or self._model.has_encoder
 
+    def _speaks(self) -> SpeechRequests:
+        """Return what speaks. Raises RequestError where the model does not."""
+        if self._speech is None:
+            raise RequestError("this model does not speak", param="model")
+        return self._speech
+
+    @property
+    def _does(self) -> str:
+        if self._speech is not None:
+            return "this model speaks: /v1/audio/speech; it does not write"
+        return "this model makes vectors of texts, or ranks them; it does not write any"
+
     def info(self) -> dict[str, Any]:
         """Return facts about the model, for ``/v1/models``."""
         model, media = self._model, None if self._engine is None else self._engine.projector
@@ -104,6 +132,7 @@ class Service:
             "description": model.description, "chat": self._has_template and self._engine is not None,
             "generates": self._engine is not None,
             "vision": media is not None and media.vision, "audio": media is not None and media.audio,
+            "speech": self._speech is not None,
         }  # fmt: skip
 
     def set_n_threads(self, n: int) -> None:
@@ -121,9 +150,12 @@ class Service:
     async def generate(self, asked: Generate, channel: Channel) -> None:
         """Send the answer to a request, or its failure. When this is cancelled, the request is cancelled."""
         try:
-            if self._engine is None:
-                raise RequestError("this model makes vectors of texts, or ranks them; it does not write any")
             what = asked.what
+            if isinstance(what, Utterance):
+                await self._speaks().answer(asked, what, channel)
+                return
+            if self._engine is None:
+                raise RequestError(self._does)
             if isinstance(what, Conversation) and not (what.template or what.reasons or self._has_template):
                 what = what.as_texts() if what.or_text is not None else what
             if isinstance(what, Conversation):
@@ -154,4 +186,6 @@ class Service:
             self._engine.close()
         self._threads.shutdown()
         self._pooled_thread.shutdown()
+        if self._speech is not None:
+            self._speech.shutdown()
         self._model.close()

@@ -53,7 +53,7 @@ class Writer(ABC):
 
     @abstractmethod
     def whole(self, answered: Answered) -> Any:
-        """Return the body of a response that is not streamed, to be written as JSON; a str is sent as it is."""
+        """Return the body of a response that is not streamed, to be written as JSON. A str or bytes are sent as they are."""
 
 
 @dataclass(frozen=True)

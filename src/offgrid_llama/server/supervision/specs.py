@@ -32,11 +32,14 @@ def worker_spec(
     file = store.resolve(settings.model or settings.name, progress=progress)
     draft = None if settings.draft is None else str(store.resolve(settings.draft))
     limits = {"image_min_tokens": settings.image_min_tokens, "image_max_tokens": settings.image_max_tokens}
-    projector = None if settings.projector is None else {"path": str(store.resolve(settings.projector)), **limits}
+    projector = None
+    if settings.projector is not None:
+        projector = {"path": str(store.resolve(settings.projector)), **limits, "voices": dict(settings.voices)}
     template = None if settings.template is None else template_text(settings.template)
-    for path in settings.loras:
-        if not Path(path).is_file():
-            raise FileNotFoundError(ENOENT, "the adapter does not exist", path)
+    for kind, paths in (("adapter", settings.loras), ("voice", settings.voices.values())):
+        for path in paths:
+            if not Path(path).is_file():
+                raise FileNotFoundError(ENOENT, f"the {kind} does not exist", path)
     engine = {
         "n_ctx": settings.n_ctx, "n_seq_max": settings.n_parallel, "n_threads": settings.n_threads, "draft_model": draft,
         "stream_interval": STREAM_INTERVAL_SECONDS, **settings.engine, "max_queue": max_queue,
