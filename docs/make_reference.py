@@ -37,6 +37,9 @@ BY_HAND = {  # called through getattr or in a private function, or named by seve
     r"mtmd_(helper_init_opt_default|helper_bitmap_init_from_buf|bitmap_(get_(nx|ny|data|n_bytes)|free))": "Image.pixels",
     r"mtmd_free": "Projector.close",
     r"mtmd_input_chunk_free": "MediaChunk.close",
+    r"mtmd_helper_gen_audio_(init|free)": "Synthesizer",
+    r"mtmd_helper_gen_audio_(set_input|step_prompt|step_gen|get_output)": "Synthesizer.speak",
+    r"mtmd_gen_(inp_default|audio_process)": "Synthesizer.speak",
 }
 RAW = {
     r"llama_opt_\w+": "training; not covered yet",
@@ -68,11 +71,10 @@ RAW = {
     r"mtmd_tokenize|mtmd_(default|get)_marker": "strangers can write marks in a text: Projector.tokenize takes parts",
     r"mtmd_bitmap_(init_lazy|set_mergeable)": "for video; not covered yet",
     r"mtmd_bitmap_(get_id|is_audio)": "Image and Audio know it",
-    r"mtmd_bitmap_init_from_audio": "every sound is a file, which mtmd_helper_bitmap_init_from_buf resamples",
     r"mtmd_input_chunk_(save|load|get_placeholder)": "chunks without data: Projector.tokenize(decode=False)",
     r"mtmd_image_tokens_\w+": "MediaChunk asks mtmd_input_chunk_* and mtmd_helper_image_get_decoder_pos",
     r"mtmd_batch_\w+": "several pictures in one encoding; not covered yet",
-    r"mtmd_gen_\w+": "speech; not covered yet",
+    r"mtmd_helper_gen_audio_reset": "mtmd_helper_gen_audio_set_input does it",
     r"mtmd_get_cap_from_file": "the header tells it without libmtmd: Projector.types",
     r"mtmd_(helper_)?log_set": 'the log goes to logging.getLogger("offgrid_llama.llama_cpp")',
 }

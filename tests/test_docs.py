@@ -13,6 +13,7 @@ import soundfile
 
 import offgrid_llama as og
 from helpers.projectors import picture, tone, write_meaning
+from helpers.speech import write_speaker
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = [page for page in sorted((ROOT / "docs").rglob("*.md")) if "node_modules" not in page.parts]
@@ -41,6 +42,8 @@ def test_code_runs(
 ) -> None:
     """Each block of Python in the pages runs by itself, in an empty folder; what asks a server asks one that runs."""
     monkeypatch.chdir(tmp_path)
+    if "pocket-tts.gguf" in code:
+        _write_speech(tmp_path)
     if "mmproj.gguf" in code:
         _write_media(tmp_path, request.getfixturevalue("smollm2"))
     if SERVER in code:
@@ -56,6 +59,12 @@ def _write_media(folder: Path, model: og.Model) -> None:
     write_meaning(folder / "mmproj.gguf", model)
     PIL.Image.fromarray(picture(" dog", 48, 48)).save(folder / "dog.png")
     soundfile.write(folder / "bark.wav", tone(" dog", 3), 16000)
+
+
+def _write_speech(folder: Path) -> None:
+    """Write the files that the page on speech names: a model that speaks, its projector and a voice."""
+    write_speaker(folder / "pocket-tts.gguf", folder / "mmproj-pocket-tts.gguf")
+    soundfile.write(folder / "anna.wav", tone(" dog", 30), 16000)
 
 
 def test_a_screenful_prints_real_text(capsys: pytest.CaptureFixture[str]) -> None:

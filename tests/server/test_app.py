@@ -69,7 +69,7 @@ def test_openapi(server: Served) -> None:
     paths = httpx.get(f"{server.url}/openapi.json", timeout=10).json()["paths"]
     for path in ("/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/models", "/v1/rerank", "/tokenize",
                  "/detokenize", "/apply-template", "/extras/tokenize", "/extras/tokenize/count", "/extras/detokenize",
-                 "/health", "/metrics"):  # fmt: skip
+                 "/v1/audio/transcriptions", "/v1/audio/speech", "/health", "/metrics"):  # fmt: skip
         assert path in paths
 
 

@@ -93,6 +93,9 @@ def test_a_check_of_the_settings(coder: Path, tmp_path: Path) -> None:
     assert seeing.stdout.count(str(coder)) == 2
     assert "--projector is for one model" in check(f"a={coder}", f"b={coder}", "--projector", str(coder)).stderr
     assert "missing.gguf" in check(f"coder={coder}", "--projector", f"{tmp_path}/missing.gguf").stderr
+    voice = check(f"coder={coder}", "--projector", str(coder), "--voice", f"anna={tmp_path}/missing.wav")
+    assert "missing.wav" in voice.stderr
+    assert "--voice anna: write NAME=FILE" in check(f"coder={coder}", "--voice", "anna").stderr
     file = tmp_path / "settings.toml"
     for text, says in (
         ("prot = 1", "prot"), ("port = 'x'", "port"), ("host = '0.0.0.0'", "insecure"), ("a = [", "settings.toml"),

@@ -63,6 +63,8 @@ def test_models_by_one_word() -> None:
         ({"wibble": 1}, "wibble"), ({"idle_seconds": True}, "idle_seconds"), ({"max_queue": 1.5}, "max_queue"),
         ({"api_keys": "long-enough"}, "api_keys"), ({"models": [{"name": "a", "aliases": "b"}]}, "aliases"),
         ({"models": [{"name": "a", "load": None}]}, "load"), ({"models": [{"name": "a", "loras": {"b": "c"}}]}, "loras"),
+        ({"models": [{"name": "a", "voices": {"b": "c.wav"}}]}, "a: voices are for a model that speaks"),
+        ({"models": [{"name": "a", "projector": "p", "voices": {"b": 1}}]}, "voices"),
         ({"models": [{"name": "a", "matryoshka": 5}]}, "matryoshka"),
         ({"models": [{"name": "a", "matryoshka": [64, 0]}]}, "a: matryoshka must have numbers from 1 on, not 0"),
     ],
