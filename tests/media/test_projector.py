@@ -13,8 +13,19 @@ import pytest
 import soundfile
 
 import offgrid_llama as og
-from helpers.projectors import COLOURS, PATCH, TONES, encoder_keys, picture, token_embedding, tone, write_meaning
-from helpers.twin import write_gguf
+from helpers.projectors import (
+    COLOURS,
+    MARKED,
+    PATCH,
+    TONES,
+    encoder_keys,
+    picture,
+    token_embedding,
+    tone,
+    write_meaning,
+    write_patches,
+)
+from helpers.twin import N_EMBD, write_gguf, write_tiny_llama
 
 SYSTEM = "<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>\n"
 ASK = (f"{SYSTEM}<|im_start|>user\nRepeat this word once:", "<|im_end|>\n<|im_start|>assistant\n")
@@ -164,6 +175,34 @@ def test_damaged_media(meaning: og.Projector) -> None:
         meaning.embed(audio)
     with pytest.raises(og.MediaError, match="too short"):
         meaning.embed(og.Audio(np.zeros(1, np.float32), sample_rate=16000))
+
+
+@pytest.mark.parametrize("value", [3e38, np.nan])
+def test_embeddings_that_are_no_numbers(tmp_path: Path, value: float) -> None:
+    """A projector whose weights overflow, or are no numbers: an error, and no NaN in the model."""
+    write_tiny_llama(tmp_path / "model.gguf", more=MARKED)
+    write_patches(tmp_path / "mmproj.gguf", N_EMBD)
+    data = (tmp_path / "mmproj.gguf").read_bytes()
+    weights = np.random.default_rng(5).standard_normal((N_EMBD, 4)).astype(np.float32)
+    broken = np.full_like(weights, value)
+    assert weights.tobytes() in data
+    (tmp_path / "mmproj.gguf").write_bytes(data.replace(weights.tobytes(), broken.tobytes()))
+    with (
+        og.Model(tmp_path / "model.gguf") as model,
+        og.Projector(model, tmp_path / "mmproj.gguf") as projector,
+        pytest.raises(og.MediaError, match="makes no numbers of it"),
+    ):
+        projector.embed(og.Image(picture(" dog", 16, 16)))
+
+
+def test_models_without_a_vocabulary(tiny: og.Model, tmp_path: Path) -> None:
+    """There are no marks to put around a picture: an error, where libmtmd would end the process."""
+    write_patches(tmp_path / "mmproj.gguf", tiny.n_embd)
+    with (
+        og.Projector(tiny, tmp_path / "mmproj.gguf") as projector,
+        pytest.raises(og.MediaError, match="has no vocabulary"),
+    ):
+        projector.embed(og.Image(picture(" dog")))
 
 
 def test_image_tokens_have_bounds(smollm2: og.Model, meaning_path: Path) -> None:

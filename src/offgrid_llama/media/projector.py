@@ -18,7 +18,7 @@ from offgrid_llama.model.model import check_model
 from offgrid_llama.native.backend import default_threads
 from offgrid_llama.native.callbacks import LoadProgress, forget_log, raise_pending, recent_log
 from offgrid_llama.native.check import callback, not_null, number, raise_caught
-from offgrid_llama.native.enums import FlashAttention, FlashAttentionName, member
+from offgrid_llama.native.enums import FlashAttention, FlashAttentionName, VocabType, member
 from offgrid_llama.native.handle import Handle, Owner
 from offgrid_llama.native.turn import Turn
 from offgrid_llama.store.api import resolve
@@ -191,6 +191,8 @@ class Projector(Owner):
 
     def _add(self, chunks: Chunks, media: Media, decode: bool) -> None:
         """Append what a picture or a sound is in a prompt."""
+        if self.model.vocab.type is VocabType.NONE:  # libmtmd tokenizes the marks around it, and would end the process
+            raise MediaError(f"{self.model.handle.name} has no vocabulary, and no prompt with pictures or sound")
         with ExitStack() as stack, self.handle as ptr:
             bitmap = self._picture(media, decode) if isinstance(media, Image) else self._sound(media)
             stack.callback(lib.mtmd_bitmap_free, bitmap)
@@ -312,7 +314,8 @@ class Projector(Owner):
     def encode(self, chunk: MediaChunk) -> npt.NDArray[np.float32]:
         """Return the embeddings of a chunk, float32[chunk.n_tokens, n_embd] (``mtmd_encode_chunk``).
 
-        Raises MediaError if the encoder fails, or the chunk was made without data; ValueError for the chunk of another one.
+        Raises MediaError if the encoder fails or overflows, or the chunk was made without data; ValueError for the chunk of
+        another one.
         """
         import numpy as np
 
@@ -328,7 +331,9 @@ class Projector(Owner):
             size = chunk.n_tokens * self.n_embd * 4
             embeddings = np.frombuffer(ffi.buffer(lib.mtmd_get_output_embd(ptr), size), np.float32)
             copied: npt.NDArray[np.float32] = embeddings.reshape(chunk.n_tokens, self.n_embd).copy()
-            return copied
+        if not np.isfinite(copied).all():
+            raise MediaError(f"{chunk.handle.name} could not be encoded: {self.handle.name} makes no numbers of it")
+        return copied
 
     def embed(self, media: Media) -> npt.NDArray[np.float32]:
         """Return the embeddings of a picture or a sound, float32[n_tokens, n_embd], without those of the marks around it."""
