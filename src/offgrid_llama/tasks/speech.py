@@ -184,6 +184,11 @@ class Synthesizer(Bound):
     def __repr__(self) -> str:
         return f"<Synthesizer of {self.model.handle}: {self.sample_rate} Hz>"
 
+    @property
+    def n_threads(self) -> int:
+        """Threads that the model computes with (``llama_n_threads``)."""
+        return self._context.n_threads
+
     def set_n_threads(self, n_threads: int) -> None:
         """Compute with ``n_threads`` threads from the next frame on (``llama_set_n_threads``)."""
         self._context.set_n_threads(n_threads)

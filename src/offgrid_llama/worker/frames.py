@@ -238,12 +238,10 @@ class Spoken(msgspec.Struct, array_like=True):
     Attributes:
         seconds: of the sound.
         sound: all of it, unless it was streamed.
-        is_cut: whether it ends before the text does.
     """
 
     seconds: float
     sound: bytes
-    is_cut: bool
 
 
 class Answered(msgspec.Struct, tag="answered", array_like=True):

@@ -138,6 +138,8 @@ class Service:
     def set_n_threads(self, n: int) -> None:
         """Let the worker compute with up to ``n`` threads, and no more than it was made with."""
         self._shares.allow(n)
+        if self._speech is not None:
+            self._speech.set_n_threads(n)
 
     def stats(self) -> dict[str, float]:
         """Return the numbers of EngineStats; those of ``finished`` as ``finished_REASON``."""

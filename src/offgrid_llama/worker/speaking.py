@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from .generation import Utterance
 
 __all__ = ["SpeechRequests"]
 
+_logger = logging.getLogger("offgrid_llama.worker")
 _PARAMS = ("temperature", "top_k", "top_p", "seed")
 
 
@@ -39,6 +41,11 @@ class SpeechRequests:
         self._voices = {name: Audio(Path(file)) for name, file in voices.items()}
         self._sampling = {name: value for name, value in sampling.items() if name in _PARAMS}
         self._thread = FairPool(1, "offgrid_llama speech")
+        self._n_threads = self._n_most = synthesizer.n_threads
+
+    def set_n_threads(self, n: int) -> None:
+        """Compute with up to ``n`` threads from the next text on, and no more than at the beginning."""
+        self._n_threads = min(n, self._n_most)
 
     async def answer(self, asked: Generate, what: Utterance, channel: Channel) -> None:
         """Send the sound of a text as it is made. When this is cancelled, the speech ends with its next frame."""
@@ -68,7 +75,7 @@ class SpeechRequests:
             return self._synthesizer.speak(what.text, voice=voice, language=what.language, **arguments)
 
     def _voice(self, name: str | None) -> Audio | None:
-        if name is None or (name not in self._voices and not self._voices):
+        if name is None or not self._voices:
             return None
         if name not in self._voices:
             raise RequestError(f"voice: must be one of {', '.join(self._voices)}, not {name!r}", param="voice")
@@ -76,13 +83,15 @@ class SpeechRequests:
 
     def _speak(self, speech: Speech, what: Utterance, send: Callable[[bytes], None] | None) -> Spoken:
         head = wav.header(speech.sample_rate) if what.as_wav else b""
+        self._synthesizer.set_n_threads(self._n_threads)
         with client_data(what.names), speech:
             for piece in speech:
                 if send is not None:
                     send(head + wav.pcm16(piece))
                     head = b""
-        is_cut = speech.finish_reason is FinishReason.LENGTH
+        if speech.finish_reason is FinishReason.LENGTH:
+            _logger.warning("a speech was cut after %.0f s: the model has found no end", speech.seconds)
         sound = b""
         if send is None:
             sound = speech.wav() if what.as_wav else wav.pcm16(speech.samples)
-        return Spoken(speech.seconds, sound, is_cut)
+        return Spoken(speech.seconds, sound)
