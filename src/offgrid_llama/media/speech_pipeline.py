@@ -92,7 +92,8 @@ class SpeechPipeline(Owner):
             code = lib.mtmd_helper_gen_audio_set_input(ptr, ffi.new("struct mtmd_helper_gen_audio_inp *", asked))
             self._check(code, "the text could not be prepared")
             code = lib.mtmd_helper_gen_audio_step_prompt(ptr, self._context.n_batch)
-            self._check(code, "the text could not be decoded")
+            n_ctx = self._context.n_ctx_seq
+            self._check(code, f"the text could not be decoded; a sentence and its voice have up to {n_ctx} positions")
         self._context.outputs.replaced(self._n_positions - 1)
         with self._context.handle as context:
             self._state = lib.llama_get_embeddings_ith(context, -1)

@@ -225,7 +225,8 @@ class Synthesizer(Bound):
         if not text:
             raise ValueError("text must have something to say; it is empty")
         with text_of_argument("text"):
-            n_tokens = len(self.model.vocab.tokenize(text, add_special=False))
+            # As libmtmd reads it, which takes marks in the text of a model that draws codes for control tokens.
+            n_tokens = len(self.model.vocab.tokenize(text, add_special=False, parse_special=self._pipeline.draws))
         if n_tokens + PROMPT_ROOM > self._context.n_ctx:
             raise ContextLengthError(
                 f"the text has {n_tokens} tokens, and n_ctx is {self._context.n_ctx}: speak it in parts",
