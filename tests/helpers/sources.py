@@ -72,6 +72,7 @@ class Server(ThreadingHTTPServer):
         self.cuts: list[int] = []  # the n-th answer ends after that many bytes
         self.honest = False  # whether such an answer says so in its Content-Length
         self.ranges = True
+        self.files = [FILE]  # of the repository
         self.error: tuple[int, str] | None = None
         self.requests: list[tuple[str, str, str, str | None]] = []  # method, path, Range, Authorization
 
@@ -113,6 +114,9 @@ class Handler(BaseHTTPRequestHandler):
             there = f"http://localhost:{server.server_address[1]}/cdn"
             linked = {"X-Linked-Size": str(len(server.body)), "X-Linked-Etag": f'"{server.etag}"'}
             self.send(302, b"", {"Location": there, "X-Repo-Commit": COMMIT, **linked})
+        elif self.path.startswith(f"/api/models/{REPO}/tree/"):
+            tree = [{"type": "file", "path": name, "size": 1, "oid": "0" * 40} for name in server.files]
+            self.send(200, json.dumps(tree).encode(), {"Content-Type": "application/json"})
         elif self.path != "/cdn":  # the hub's client asks for other things too
             self.send(404, b"", {})
         else:

@@ -205,6 +205,19 @@ def test_models_without_a_vocabulary(tiny: og.Model, tmp_path: Path) -> None:
         projector.embed(og.Image(picture(" dog")))
 
 
+def test_the_projector_beside_the_model(tmp_path: Path) -> None:
+    """By "auto"."""
+    write_tiny_llama(tmp_path / "model.gguf", more=MARKED)
+    with og.Model(tmp_path / "model.gguf") as model:
+        with pytest.raises(og.StoreError, match="no file beside"):
+            og.Projector(model, "auto")
+        write_patches(tmp_path / "mmproj-model.gguf", N_EMBD)
+        with og.Projector(model, "auto") as projector:
+            assert projector.path == tmp_path / "mmproj-model.gguf"
+    with og.Engine(tmp_path / "model.gguf", projector="auto", n_ctx=64) as engine:
+        assert engine.projector is not None
+
+
 def test_image_tokens_have_bounds(smollm2: og.Model, meaning_path: Path) -> None:
     """image_min_tokens and image_max_tokens bound a picture's tokens, and are checked."""
     large = og.Image(np.zeros((400, 400, 3), np.uint8))

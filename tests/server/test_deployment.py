@@ -93,6 +93,7 @@ def test_a_check_of_the_settings(coder: Path, tmp_path: Path) -> None:
     assert seeing.stdout.count(str(coder)) == 2
     assert "--projector is for one model" in check(f"a={coder}", f"b={coder}", "--projector", str(coder)).stderr
     assert "missing.gguf" in check(f"coder={coder}", "--projector", f"{tmp_path}/missing.gguf").stderr
+    assert "mmproj" in check(f"coder={coder}", "--projector", "auto").stderr
     voice = check(f"coder={coder}", "--projector", str(coder), "--voice", f"anna={tmp_path}/missing.wav")
     assert "missing.wav" in voice.stderr
     assert "--voice anna: write NAME=FILE" in check(f"coder={coder}", "--voice", "anna").stderr

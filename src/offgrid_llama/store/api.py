@@ -72,6 +72,22 @@ def resolve(
     return _store().resolve(name, download=download, progress=progress)
 
 
+def projector_of(
+    name: str | os.PathLike[str],
+    *,
+    download: Download | bool = "auto",
+    progress: ProgressCallback | None = None,
+) -> Path:
+    """Return the path of the projector (mmproj) that lies beside a model; download it if the cache does not have it.
+
+    It is a GGUF file with "mmproj" in its name: in the folder of the model's file, or for ``hf:ORG/REPO/FILE.gguf`` in the
+    same repository. Of several, the one whose name begins as the model's does, and then the one in F16.
+
+    Raises ``StoreError`` where there is none, and otherwise as ``resolve`` does, whose arguments these are.
+    """
+    return _store().projector_of(name, download=download, progress=progress)
+
+
 def pull(name: str = DEFAULT_MODEL, *, progress: ProgressCallback | None = None) -> Path:
     """Download the model ``name`` unless the cache has it, and return its path.
 

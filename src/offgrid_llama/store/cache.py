@@ -25,7 +25,8 @@ from typing import TYPE_CHECKING, Any
 from offgrid_llama.errors import ChecksumError, StoreError, UnknownModelError
 
 from .consent import Download, about, checked_download, shown
-from .entries import HUB_PREFIX, Catalog, Entry, PyPISource
+from .entries import HUB_PREFIX, Catalog, Entry, HubSource, PyPISource
+from .projectors import AUTO, projector_among
 from .transfer import (
     DownloadProgress,
     Fetched,
@@ -97,6 +98,41 @@ class Store:
             return self.pull(entry.name, progress=callback)
         with shown(entry) as bar:
             return self._pull(entry, bar, logging.WARNING)  # the caller may not expect it
+
+    def projector_of(
+        self,
+        name: str | os.PathLike[str],
+        *,
+        download: Download | bool = "auto",
+        progress: ProgressCallback | None = None,
+    ) -> Path:
+        """Return the projector that lies beside the model ``name``: in its folder, or in its repository of the hub."""
+        path = _existing_file(name)
+        if path is not None and path.parent != self._models:
+            beside = projector_among((file.name for file in path.parent.iterdir()), path.name)
+            if beside is None:
+                raise StoreError(f"no file beside {path} is a projector (mmproj-*.gguf): name one in place of {AUTO!r}")
+            return path.parent / beside
+        record = None if path is None else _read_record(path.with_suffix(".json"))
+        entry = self.catalog.find(os.fspath(name) if record is None else record["name"])
+        if isinstance(entry.source, PyPISource):
+            raise StoreError(f"{entry.name} has no projector in the catalog: name one in place of {AUTO!r}")
+        chosen = self._projector_in(entry, entry.source, may_ask=checked_download(download) != "never")
+        return self.resolve(chosen, download=download, progress=progress)
+
+    def _projector_in(self, entry: Entry, source: HubSource, *, may_ask: bool) -> str:
+        """Return the name of the projector in a model's repository: one that the cache has, or one that the hub tells."""
+        begin, end = f"{HUB_PREFIX}{source.repo}/", "" if source.revision == "main" else f"@{source.revision}"
+        files = [cached[len(begin) :].removesuffix(end) for cached in self.cached() if cached.startswith(begin)]
+        beside = projector_among(files, source.file)
+        if beside is None and may_ask:
+            from . import hub
+
+            beside = projector_among(hub.files_of(entry, source, self._endpoint), source.file)
+        if beside is None:
+            where = f"https://huggingface.co/{source.repo}" if may_ask else f"the cache {self.root}"
+            raise StoreError(f"{where} has no projector for {entry.name}: name one in place of {AUTO!r}")
+        return f"{begin}{beside}{end}"
 
     def pull(self, name: str, *, progress: ProgressCallback | None = None) -> Path:
         """Download the model ``name`` unless the cache has it, and return its path."""

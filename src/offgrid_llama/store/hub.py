@@ -74,6 +74,15 @@ def fetch(
         return part_file.seal(entry.name)
 
 
+def files_of(entry: Entry, source: HubSource, endpoint: str | None = None) -> list[str]:
+    """Return the names of the files in a model's repository."""
+    hub = _client()
+    try:
+        return [str(name) for name in hub.HfApi(endpoint).list_repo_files(source.repo, revision=source.revision)]
+    except Exception as error:
+        raise _why(hub, error, entry, source) from error
+
+
 def _append(part_file: PartFile, chunks: Iterable[tuple[int, bytes]], progress: DownloadProgress) -> None:
     for position, chunk in chunks:
         if position != part_file.size:  # the server starts over although it was asked not to

@@ -17,7 +17,7 @@ from offgrid_llama.server.settings import ModelSettings
 from offgrid_llama.worker.frames import Facts, FactsOf
 
 from .launch import worker_environment
-from .specs import template_text
+from .specs import projector_file, template_text
 
 __all__ = ["Inspector"]
 
@@ -66,7 +66,7 @@ def _file_of(model: ModelSettings) -> _File | None:
         path = store.resolve(model.model or model.name, download=False)
         template = None if model.template is None else template_text(model.template)
         stat = path.stat()
-        projector = None if model.projector is None else str(store.resolve(model.projector, download=False))
+        projector = None if model.projector is None else str(projector_file(model, download="never"))
         return _File(str(path), stat.st_size, stat.st_mtime_ns, template, projector)
     return None
 

@@ -10,10 +10,11 @@ from typing import Any
 from offgrid_llama import store
 from offgrid_llama.errors import StoreError
 from offgrid_llama.server.settings import ModelSettings, Settings
+from offgrid_llama.store.projectors import AUTO
 
 from .launch import launcher
 
-__all__ = ["launch_first", "model_created", "template_text", "worker_spec"]
+__all__ = ["launch_first", "model_created", "projector_file", "template_text", "worker_spec"]
 
 STREAM_INTERVAL_SECONDS = 1 / 30
 """The shortest time between two events of a stream. Few readers see shorter ones, and each costs the model's cores time."""
@@ -34,7 +35,7 @@ def worker_spec(
     limits = {"image_min_tokens": settings.image_min_tokens, "image_max_tokens": settings.image_max_tokens}
     projector = None
     if settings.projector is not None:
-        projector = {"path": str(store.resolve(settings.projector)), **limits, "voices": dict(settings.voices)}
+        projector = {"path": str(projector_file(settings)), **limits, "voices": dict(settings.voices)}
     template = None if settings.template is None else template_text(settings.template)
     for kind, paths in (("adapter", settings.loras), ("voice", settings.voices.values())):
         for path in paths:
@@ -56,6 +57,13 @@ def worker_spec(
         "projector": projector,
         "loras": {path: float(scale) for path, scale in settings.loras.items()},
     }
+
+
+def projector_file(settings: ModelSettings, *, download: store.Download = "auto") -> Path:
+    """Return the file of a model's projector. Raises StoreError and OSError."""
+    if settings.projector == AUTO:
+        return store.projector_of(settings.model or settings.name, download=download)
+    return store.resolve(settings.projector or "", download=download)
 
 
 def _sampling(settings: ModelSettings) -> dict[str, Any]:
