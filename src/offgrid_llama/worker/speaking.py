@@ -42,6 +42,7 @@ class SpeechRequests:
         self._sampling = {name: value for name, value in sampling.items() if name in _PARAMS}
         self._thread = FairPool(1, "offgrid_llama speech")
         self._n_threads = self._n_most = synthesizer.n_threads
+        self._speeches: list[Speech] = []  # that wait for the thread, or have it
 
     def set_n_threads(self, n: int) -> None:
         """Compute with up to ``n`` threads from the next text on, and no more than at the beginning."""
@@ -51,6 +52,7 @@ class SpeechRequests:
         """Send the sound of a text as it is made. When this is cancelled, the speech ends with its next frame."""
         loop = asyncio.get_running_loop()
         speech = self._begin(what)
+        self._speeches.append(speech)
 
         def send(part: bytes) -> None:
             loop.call_soon_threadsafe(channel.send, Chunk(asked.id, 0, "", sound=part))
@@ -59,11 +61,14 @@ class SpeechRequests:
             spoken = await self._thread.run(asked.partition, self._speak, speech, what, send if asked.stream else None)
         finally:
             speech.cancel()
+            self._speeches.remove(speech)
         tokens = TokenCounts(speech.n_tokens, 0, speech.n_frames)
         channel.send(Answered(asked.id, tokens, spoken=spoken))
 
     def shutdown(self) -> None:
-        """Wait until the speech that runs has ended, and free what speaks."""
+        """End the speech that runs with its next frame, and free what speaks."""
+        for speech in self._speeches:
+            speech.cancel()
         self._thread.shutdown()
         self._synthesizer.close()
 
